@@ -1,0 +1,218 @@
+//! One thread owns one device: scheduler, model and the running requests' logs.
+//!
+//! The async side holds an [`EngineHandle`] and only sends commands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::batch::{FinishReason, Phase};
+use crate::events::{EventSink, FailureKind};
+use crate::job::{Job, RequestId};
+use crate::model::{Model, ModelError};
+use crate::scheduler::SchedulerConfig;
+use crate::time::{Clock, Time};
+
+/// An engine's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// The scheduler's.
+    pub scheduler: SchedulerConfig,
+    /// Rows that may wait beyond those that fit the batch: `batch_size + max_queued_requests` rows
+    /// may be in the engine at once. A request with several rows counts as so many.
+    pub max_queued_requests: u32,
+    /// Prompt tokens of all requests in the engine.
+    pub max_queued_tokens: u64,
+}
+
+/// Where an engine is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineState {
+    /// The model is being built.
+    Loading,
+    /// It takes requests.
+    Ready,
+    /// It finishes what it has.
+    Draining,
+    /// It ended as it was told to.
+    Stopped,
+    /// It could not start, or its thread died: the reason.
+    Failed(String),
+}
+
+/// Why a request is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reject {
+    /// The queue is full (429).
+    #[error("the queue is full: {what} is limited to {limit}")]
+    QueueFull {
+        /// `max_queued_requests` or `max_queued_tokens`.
+        what: &'static str,
+        /// Its value.
+        limit: u64,
+        /// When to come back, from the measured drain rate.
+        retry_after: Duration,
+    },
+    /// The model is not ready yet (503).
+    #[error("the model is still loading")]
+    Loading,
+    /// The service is going down (503).
+    #[error("the service is draining")]
+    Draining,
+    /// The engine has failed (503).
+    #[error("the engine is not running: {0}")]
+    Dead(String),
+}
+
+/// A place in the engine, held from before tokenizing until the request has ended.
+/// Dropping it without submitting gives the place back.
+pub struct Permit {}
+
+impl Permit {
+    /// Replaces the estimate of prompt tokens by the true number. Never refuses.
+    pub fn settle(&mut self, _prompt_tokens: u64) {
+        todo!()
+    }
+}
+
+/// A request on its way in.
+pub struct Submission {
+    /// Its id.
+    pub id: RequestId,
+    /// What it asks for.
+    pub job: Arc<Job>,
+    /// Where its events go.
+    pub log: Arc<dyn EventSink>,
+    /// When it is given up, waiting or running.
+    pub deadline: Option<Time>,
+}
+
+/// How an engine is doing, as of its last step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Requests that wait.
+    pub waiting_requests: u32,
+    /// Rows that wait.
+    pub waiting_rows: u32,
+    /// Rows that run.
+    pub running_rows: u32,
+    /// Rows that may run at once.
+    pub slots: u32,
+    /// Memory units (KV blocks) in use.
+    pub memory_units_used: u32,
+    /// Memory units in all.
+    pub memory_units_total: u32,
+    /// Prompt tokens of the requests in the engine.
+    pub queued_tokens: u64,
+    /// When a request that came now would start, if that can be told.
+    pub eta: Option<Duration>,
+}
+
+/// Told what an engine does; the service's metrics. Called on the engine's thread: be quick.
+pub trait Observer: Send + Sync {
+    /// A request was refused.
+    fn rejected(&self, _model: &str, _reject: &Reject) {}
+    /// A request's first row started after waiting this long.
+    fn started(&self, _model: &str, _queued: Duration, _prompt_tokens: u32, _cached_tokens: u32) {}
+    /// A forward pass has ended. `tokens` counts prompt tokens and new tokens computed.
+    fn step(&self, _model: &str, _step: &StepReport) {}
+    /// A row's first token came this long after the request was submitted.
+    fn first_token(&self, _model: &str, _since_submit: Duration) {}
+    /// A row's next token came this long after its last.
+    fn inter_token(&self, _model: &str, _gap: Duration) {}
+    /// A request ended.
+    fn ended(
+        &self,
+        _model: &str,
+        _end: RequestEnd,
+        _since_submit: Duration,
+        _completion_tokens: u32,
+    ) {
+    }
+    /// After every turn.
+    fn snapshot(&self, _model: &str, _snapshot: &Snapshot) {}
+}
+
+/// One forward pass, for the [`Observer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepReport {
+    /// How long it took.
+    pub duration: Duration,
+    /// Rows in `Begin`.
+    pub begin_rows: u32,
+    /// Rows in `Iterate`.
+    pub iterate_rows: u32,
+    /// Units of `Begin` work done (prompt tokens).
+    pub begin_work: u32,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestEnd {
+    /// With this reason (of its first row, where they differ).
+    Finished(FinishReason),
+    /// Cancelled while in this phase; `None` while it waited.
+    Cancelled(Option<Phase>),
+    /// With a failure.
+    Failed(FailureKind),
+}
+
+/// The async side's end of an engine. Cheap to clone.
+#[derive(Clone)]
+pub struct EngineHandle {}
+
+impl EngineHandle {
+    /// The model's name.
+    pub fn model(&self) -> &str {
+        todo!()
+    }
+    /// Where the engine is in its life.
+    pub fn state(&self) -> EngineState {
+        todo!()
+    }
+    /// Returns when the state is neither `Loading` nor as before the call was made.
+    pub async fn until_started(&self) -> EngineState {
+        todo!()
+    }
+    /// Takes a place for a request of `rows` rows, before its prompt is tokenized.
+    ///
+    /// # Errors
+    /// See [`Reject`]. The answer never waits.
+    pub fn reserve(&self, _rows: u32, _estimated_prompt_tokens: u64) -> Result<Permit, Reject> {
+        todo!()
+    }
+    /// Hands the request to the engine. Its log is closed by exactly one terminal event, whatever
+    /// happens.
+    ///
+    /// # Errors
+    /// See [`Reject`]; the log has then been left alone.
+    pub fn submit(&self, _permit: Permit, _submission: Submission) -> Result<(), Reject> {
+        todo!()
+    }
+    /// Ends a request within one step. An unknown or ended one is left alone.
+    pub fn cancel(&self, _id: RequestId) {
+        todo!()
+    }
+    /// Refuses new work; ends what is left at `deadline` with [`FailureKind::Shutdown`].
+    pub fn drain(&self, _deadline: Time) {
+        todo!()
+    }
+    /// Returns when a drained engine's thread has ended.
+    pub async fn until_stopped(&self) {
+        todo!()
+    }
+    /// How it is doing.
+    pub fn snapshot(&self) -> Snapshot {
+        todo!()
+    }
+}
+
+/// Starts an engine. The model is built on its thread; see [`EngineHandle::state`].
+pub fn spawn(
+    _model_name: &str,
+    _config: EngineConfig,
+    _clock: Arc<dyn Clock>,
+    _observer: Arc<dyn Observer>,
+    _build: impl FnOnce() -> Result<Box<dyn Model>, ModelError> + Send + 'static,
+) -> EngineHandle {
+    todo!()
+}

@@ -1,0 +1,1 @@
+//! What stock Candle lacks, and the one home of `unsafe`.

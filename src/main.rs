@@ -1,0 +1,3 @@
+//! The `girandole` program.
+
+fn main() {}

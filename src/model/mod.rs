@@ -1,0 +1,74 @@
+//! Models: what turns planned rows into outcomes.
+//!
+//! A [`Model`] is built inside its engine's thread and never leaves it, so nothing in it has to be
+//! `Send` and there is no lock around it.
+
+pub mod manifest;
+pub mod text;
+
+use std::sync::Arc;
+
+use crate::batch::{BatchKey, Capacity, PlannedRow, RowCost, RowOutcome, Slot};
+use crate::job::Job;
+
+/// A model, as the engine sees it.
+///
+/// `admit` only reserves; every device operation happens inside `step`, so there is one place to
+/// time it and one place where memory can run out.
+pub trait Model {
+    /// How many rows, and how much memory, it can hold at once.
+    fn capacity(&self) -> Capacity;
+
+    /// With which rows a fresh row of this job may share its first pass.
+    fn key(&self, job: &Job) -> BatchKey;
+
+    /// What one row of this job needs.
+    fn cost(&self, job: &Job) -> RowCost;
+
+    /// Reserves `slot` for answer number `choice` of `job`.
+    ///
+    /// # Errors
+    /// The row cannot be taken; the engine fails it and goes on.
+    fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError>;
+
+    /// Runs one forward pass. Returns one outcome per row, in the order of `rows`.
+    ///
+    /// # Errors
+    /// The pass failed as a whole: the engine fails its rows and retires them.
+    fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError>;
+
+    /// Frees `slot`, whatever state its row is in, also after a failed or panicked step.
+    fn retire(&mut self, slot: Slot);
+}
+
+/// What [`Model::admit`] found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admitted {
+    /// Units of `Begin` work already done (prompt tokens found in a prefix cache).
+    pub begin_work_done: u32,
+}
+
+/// What can go wrong in a model.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file or a setting cannot be used.
+    #[error("{0}")]
+    Load(String),
+    /// The device ran out of memory.
+    #[error("out of memory on the device: {0}")]
+    OutOfMemory(String),
+    /// Anything else that a tensor operation reports.
+    #[error("{0}")]
+    Device(String),
+}
+
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        let text = error.to_string();
+        if text.to_lowercase().contains("out of memory") {
+            ModelError::OutOfMemory(text)
+        } else {
+            ModelError::Device(text)
+        }
+    }
+}
