@@ -12,6 +12,7 @@
 pub mod batch;
 pub mod engine;
 pub mod events;
+pub mod intake;
 pub mod job;
 pub mod kernels;
 pub mod model;
