@@ -177,7 +177,7 @@ fn check_prompt_bytes(intake: &TextIntake, field: &str, bytes: u64) -> Result<()
     Ok(())
 }
 
-fn rows(intake: &TextIntake, draft: &TextDraft) -> Result<u32, Invalid> {
+pub(super) fn rows(intake: &TextIntake, draft: &TextDraft) -> Result<u32, Invalid> {
     let limit = u64::from(intake.limits.max_choices);
     let n = whole_between("n", draft.n.unwrap_or(1), 1, limit)?;
     let best_of = whole_between("best_of", draft.best_of.unwrap_or(u64::from(n)), 1, limit)?;

@@ -102,6 +102,14 @@ impl TextIntake {
         estimate.min(u64::from(self.max_context))
     }
 
+    /// Rows that the draft asks for, which admission counts before anything is tokenized.
+    ///
+    /// # Errors
+    /// `n` or `best_of` beyond their limits.
+    pub fn rows(&self, draft: &TextDraft) -> Result<u32, Invalid> {
+        checks::rows(self, draft)
+    }
+
     /// Turns a draft into a job. Tokenizes, so call it on the blocking pool.
     ///
     /// # Errors
