@@ -230,3 +230,192 @@ pub(super) fn to_json(body: &impl serde::Serialize) -> String {
 fn to_value(body: &impl serde::Serialize) -> Value {
     serde_json::to_value(body).expect("wire types have string keys and finite numbers")
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::events::{Event, EventKind};
+    use crate::time::Time;
+
+    fn log(kinds: Vec<EventKind>) -> Vec<Event> {
+        (1..)
+            .zip(kinds)
+            .map(|(seq, kind)| Event {
+                seq,
+                at: Time::ZERO,
+                kind,
+            })
+            .collect()
+    }
+
+    fn scored_text(choice: u32, text: &str, logprob: f32) -> EventKind {
+        EventKind::Text {
+            choice,
+            text: text.to_owned(),
+            tokens: vec![7],
+            logprobs: vec![TokenLogprob {
+                token: 7,
+                bytes: text.as_bytes().to_vec(),
+                logprob,
+                top: vec![(7, text.as_bytes().to_vec(), logprob)],
+            }],
+        }
+    }
+
+    fn ended(choice: u32, cumulative_logprob: f64, completion_tokens: u32) -> EventKind {
+        EventKind::ChoiceFinished {
+            choice,
+            reason: FinishReason::Length,
+            cumulative_logprob,
+            completion_tokens,
+        }
+    }
+
+    fn usage(prompt_tokens: u32, completion_tokens: u32) -> Usage {
+        Usage {
+            prompt_tokens,
+            cached_tokens: 1,
+            completion_tokens,
+        }
+    }
+
+    fn shape(endpoint: Endpoint) -> StreamShape {
+        StreamShape {
+            endpoint,
+            include_usage: false,
+            top_logprobs: None,
+            prompt_logprobs: None,
+            echo: None,
+        }
+    }
+
+    fn head(endpoint: Endpoint) -> Head {
+        Head::new(endpoint, RequestId::from_u128(1), 5, "m")
+    }
+
+    #[test]
+    fn a_chat_reply_has_its_choices_in_order() {
+        let events = log(vec![
+            scored_text(1, "b", -1.0),
+            scored_text(0, "a", -0.5),
+            ended(1, -1.0, 1),
+            ended(0, -0.5, 1),
+        ]);
+        let shape = StreamShape {
+            top_logprobs: Some(0),
+            ..shape(Endpoint::Chat)
+        };
+        let answer = Answer {
+            shape: &shape,
+            gathered: Gathered::from_events(&events),
+            usage: usage(4, 2),
+            choices: 2,
+        };
+        let choice = |index: u32, text: &str, byte: u8, logprob: f32| {
+            json!({
+                "index": index,
+                "message": {"role": "assistant", "content": text, "refusal": null},
+                "logprobs": {
+                    "content": [
+                        {"token": text, "logprob": logprob, "bytes": [byte], "top_logprobs": []}
+                    ],
+                    "refusal": null,
+                },
+                "finish_reason": "length",
+            })
+        };
+        assert_eq!(
+            chat_reply(&head(Endpoint::Chat), &answer),
+            json!({
+                "id": "chatcmpl-00000000000000000000000000000001",
+                "object": "chat.completion",
+                "created": 5,
+                "model": "m",
+                "choices": [choice(0, "a", 97, -0.5), choice(1, "b", 98, -1.0)],
+                "usage": {
+                    "prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6,
+                    "prompt_tokens_details": {"cached_tokens": 1},
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn best_of_takes_the_best_by_mean_logprob_and_counts_the_tokens_of_all() {
+        let events = log(vec![
+            scored_text(0, "worst", -3.0),
+            ended(0, -3.0, 1),
+            scored_text(1, "longest", -0.5),
+            ended(1, -4.0, 8),
+            scored_text(2, "middle", -1.0),
+            ended(2, -2.0, 2),
+        ]);
+        let shape = shape(Endpoint::Completions);
+        let answer = Answer {
+            shape: &shape,
+            gathered: Gathered::from_events(&events),
+            usage: usage(4, 11),
+            choices: 2,
+        };
+        let reply = completion_reply(&head(Endpoint::Completions), &[answer]);
+        let choice = |index: u32, text: &str| json!({"index": index, "text": text, "logprobs": null, "finish_reason": "length"});
+        assert_eq!(
+            reply["choices"],
+            json!([choice(0, "longest"), choice(1, "middle")])
+        );
+        assert_eq!(reply["usage"]["completion_tokens"], 11);
+    }
+
+    #[test]
+    fn several_prompts_are_answered_one_after_the_other_with_their_echoes() {
+        let prompts = ["p", "q"].map(|prompt| StreamShape {
+            top_logprobs: Some(1),
+            prompt_logprobs: Some(0),
+            echo: Some(Echo {
+                text: prompt.into(),
+                hidden_tokens: 0,
+            }),
+            ..shape(Endpoint::Completions)
+        });
+        let logs = ["p", "q"].map(|prompt| {
+            let EventKind::Text { logprobs, .. } = scored_text(0, prompt, f32::NAN) else {
+                unreachable!("a text event was made");
+            };
+            log(vec![
+                EventKind::PromptLogprobs { logprobs },
+                scored_text(0, "x", -0.5),
+                ended(0, -0.5, 1),
+            ])
+        });
+        let answers: Vec<Answer<'_>> = prompts
+            .iter()
+            .zip(&logs)
+            .map(|(shape, events)| Answer {
+                shape,
+                gathered: Gathered::from_events(events),
+                usage: usage(1, 1),
+                choices: 1,
+            })
+            .collect();
+        let reply = completion_reply(&head(Endpoint::Completions), &answers);
+        let choice = |index: u32, prompt: &str| {
+            json!({
+                "index": index,
+                "text": format!("{prompt}x"),
+                "logprobs": {
+                    "tokens": [prompt, "x"],
+                    "token_logprobs": [null, -0.5],
+                    "top_logprobs": [null, {"x": -0.5}],
+                    "text_offset": [0, 1],
+                },
+                "finish_reason": "length",
+                "prompt_logprobs": [null],
+            })
+        };
+        assert_eq!(reply["choices"], json!([choice(0, "p"), choice(1, "q")]));
+        assert_eq!(reply["usage"]["total_tokens"], 4);
+        assert_eq!(reply["usage"]["prompt_tokens_details"]["cached_tokens"], 2);
+    }
+}

@@ -226,3 +226,6 @@ impl Dialect for ChunkDialect {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
