@@ -165,7 +165,11 @@ pub async fn submit(
             grace,
         ));
     }
-    tracing::info!(%id, model = model.name, dialect = options.dialect, rows = job.rows(), "accepted");
+    tracing::Span::current()
+        .record("id", tracing::field::display(id))
+        .record("model", &model.name)
+        .record("dialect", options.dialect);
+    tracing::info!(rows = job.rows(), "accepted");
     Ok(Accepted {
         request,
         log,
