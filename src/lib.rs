@@ -9,9 +9,11 @@
 //! - layer 4, edge: `intake` (request -> job), `api` (HTTP dialects, SSE)
 //! - layer 5, shell: `config`, `telemetry`, `shutdown`, `client`
 
+pub mod api;
 pub mod batch;
 pub mod engine;
 pub mod events;
+pub mod intake;
 pub mod job;
 pub mod kernels;
 pub mod model;
