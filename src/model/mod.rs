@@ -4,6 +4,7 @@
 //! `Send` and there is no lock around it.
 
 pub mod manifest;
+pub mod scripted;
 pub mod sources;
 pub mod text;
 

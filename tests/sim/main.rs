@@ -1,0 +1,3 @@
+//! The engine under simulation and on its thread.
+
+mod threaded;
