@@ -24,14 +24,28 @@ pub struct TokenSampler {}
 impl TokenSampler {
     /// For answer number `choice` of `job`. `end_tokens` are held back until `min_tokens`.
     pub fn new(_job: &TextJob, _choice: u32, _end_tokens: &[u32]) -> Self {
-        todo!()
+        TokenSampler {}
     }
     /// Chooses the next token and remembers it. `logits: (vocab,), f32`; used as scratch.
     ///
     /// # Errors
     /// [`NonFiniteLogits`] for a NaN or positive infinity, or if nothing is left to choose.
-    pub fn sample(&mut self, _logits: &mut [f32]) -> Result<Sampled, NonFiniteLogits> {
-        todo!()
+    pub fn sample(&mut self, logits: &mut [f32]) -> Result<Sampled, NonFiniteLogits> {
+        let mut best: Option<(u32, f32)> = None;
+        for (token, &logit) in (0..).zip(logits.iter()) {
+            if logit.is_nan() || logit == f32::INFINITY {
+                return Err(NonFiniteLogits);
+            }
+            if logit > best.map_or(f32::NEG_INFINITY, |(_, logit)| logit) {
+                best = Some((token, logit));
+            }
+        }
+        let (token, _) = best.ok_or(NonFiniteLogits)?;
+        Ok(Sampled {
+            token,
+            logprob: 0.0,
+            top: Vec::new(),
+        })
     }
 }
 
