@@ -101,6 +101,15 @@ impl ApiError {
         )
     }
 
+    /// 500: we have a fault; the trace knows more.
+    pub fn internal() -> Self {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal_error",
+            "the service has made a mistake",
+        )
+    }
+
     /// The same with a time to come back.
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
