@@ -9,6 +9,7 @@ pub mod openai;
 pub mod requests;
 pub mod sse;
 pub mod submit;
+pub mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -23,12 +23,18 @@ pub(super) fn job(intake: &TextIntake, draft: TextDraft) -> Result<TextJob, Inva
     let stop = stop_strings(intake, &draft)?;
     let stop_token_ids = stop_token_ids(intake, &draft)?;
     let sampling = sampling(intake, &draft)?;
-    let logprobs = top_logprobs(intake, "logprobs", draft.logprobs)?;
+    let logprobs = top_logprobs(intake, draft.logprobs_name, draft.logprobs)?;
     let prompt_logprobs = top_logprobs(intake, "prompt_logprobs", draft.prompt_logprobs)?;
     let asked_tokens = asked_tokens(intake, &draft, prompt_logprobs.is_some())?;
     let keep = kept_tokens(&draft)?;
 
     let tokens = tokenize(intake, &draft.prompt, draft.add_special_tokens)?;
+    if tokens.is_empty() {
+        return Err(Invalid::value(
+            prompt_field(&draft),
+            "must hold at least one token",
+        ));
+    }
     let tokens = truncate(intake, tokens, keep, asked_tokens.unwrap_or(1));
     let max_tokens = fit(intake, &draft, tokens.len(), asked_tokens)?;
     if min_tokens > max_tokens {
@@ -61,34 +67,43 @@ pub(super) fn tokenize(
     prompt: &Prompt,
     add_special: Option<bool>,
 ) -> Result<Vec<u32>, Invalid> {
-    let (field, tokens) = match prompt {
+    match prompt {
         Prompt::Text(text) => {
             check_prompt_bytes(intake, "prompt", text.len() as u64)?;
-            (
-                "prompt",
-                encode(intake, "prompt", text, add_special.unwrap_or(true))?,
-            )
+            encode(intake, "prompt", text, add_special.unwrap_or(true))
         }
         Prompt::Chat(chat) => {
             let text = render(intake, chat)?;
-            (
-                "messages",
-                encode(intake, "messages", &text, add_special.unwrap_or(false))?,
-            )
+            encode(intake, "messages", &text, add_special.unwrap_or(false))
         }
         Prompt::Tokens(tokens) => {
-            check_prompt_bytes(intake, "prompt", tokens.len() as u64 * 4)?;
-            let vocab_size = intake.tokenizer.vocab_size();
-            if let Some(token) = tokens.iter().find(|&&token| token >= vocab_size) {
-                return Err(out_of_vocabulary("prompt", token, vocab_size));
-            }
-            ("prompt", tokens.clone())
+            check_tokens(intake, "prompt", tokens)?;
+            Ok(tokens.clone())
         }
-    };
-    if tokens.is_empty() {
-        return Err(Invalid::value(field, "must hold at least one token"));
     }
-    Ok(tokens)
+}
+
+/// See [`TextIntake::detokenize`].
+pub(super) fn detokenize(
+    intake: &TextIntake,
+    field: &str,
+    tokens: &[u32],
+) -> Result<String, Invalid> {
+    check_tokens(intake, field, tokens)?;
+    intake
+        .tokenizer
+        .decode(tokens, false)
+        .map_err(|error| Invalid::value(field, format!("cannot be decoded: {error}")))
+}
+
+fn check_tokens(intake: &TextIntake, field: &str, tokens: &[u32]) -> Result<(), Invalid> {
+    const TOKEN_BYTES: u64 = size_of::<u32>() as u64;
+    check_prompt_bytes(intake, field, tokens.len() as u64 * TOKEN_BYTES)?;
+    let vocab_size = intake.tokenizer.vocab_size();
+    match tokens.iter().find(|&&token| token >= vocab_size) {
+        Some(token) => Err(out_of_vocabulary(field, token, vocab_size)),
+        None => Ok(()),
+    }
 }
 
 fn encode(
@@ -199,15 +214,13 @@ fn asked_tokens(
     let Some(asked) = draft.max_tokens else {
         return Ok(None);
     };
+    let field = draft.max_tokens_name;
     let least = u64::from(!prompt_is_scored);
     if let Some(limit) = intake.limits.max_new_tokens {
-        return whole_between("max_tokens", asked, least, u64::from(limit)).map(Some);
+        return whole_between(field, asked, least, u64::from(limit)).map(Some);
     }
     if asked < least {
-        return Err(Invalid::value(
-            "max_tokens",
-            format!("must be at least {least}"),
-        ));
+        return Err(Invalid::value(field, format!("must be at least {least}")));
     }
     u32::try_from(asked)
         .ok()
@@ -216,7 +229,7 @@ fn asked_tokens(
         .ok_or_else(|| {
             Invalid::new(
                 InvalidKind::ContextLength,
-                "max_tokens",
+                field,
                 format!(
                     "is {asked}; prompt and new tokens together are limited to {} tokens, the model's context",
                     intake.max_context
@@ -267,6 +280,13 @@ fn truncate(intake: &TextIntake, mut tokens: Vec<u32>, keep: Keep, new_tokens: u
     tokens
 }
 
+fn prompt_field(draft: &TextDraft) -> &'static str {
+    match draft.prompt {
+        Prompt::Chat(_) => "messages",
+        Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
+    }
+}
+
 /// New tokens for a prompt of `prompt_tokens` tokens, or why they do not fit the context.
 fn fit(
     intake: &TextIntake,
@@ -275,10 +295,7 @@ fn fit(
     asked: Option<u32>,
 ) -> Result<u32, Invalid> {
     let context = intake.max_context;
-    let field = match draft.prompt {
-        Prompt::Chat(_) => "messages",
-        Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
-    };
+    let field = prompt_field(draft);
     let room = (context as usize)
         .checked_sub(prompt_tokens)
         .ok_or_else(|| {
@@ -292,7 +309,7 @@ fn fit(
         Some(asked) if asked <= room => Ok(asked),
         Some(asked) => Err(Invalid::new(
             InvalidKind::ContextLength,
-            "max_tokens",
+            draft.max_tokens_name,
             format!(
                 "is {asked}, which with a prompt of {prompt_tokens} tokens exceeds the model's context of {context} tokens"
             ),

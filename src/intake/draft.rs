@@ -77,6 +77,8 @@ pub struct TextDraft {
     pub best_of: Option<u64>,
     /// New tokens at most.
     pub max_tokens: Option<u64>,
+    /// What the client called it.
+    pub max_tokens_name: &'static str,
     /// What a dialect takes for an absent `max_tokens`, cut to what the context leaves.
     pub default_max_tokens: Option<u32>,
     /// New tokens at least.
@@ -113,6 +115,8 @@ pub struct TextDraft {
     pub seed: Option<u64>,
     /// Report log-probabilities of new tokens, with this many alternatives.
     pub logprobs: Option<u64>,
+    /// What the client called it.
+    pub logprobs_name: &'static str,
     /// Report log-probabilities of the prompt's tokens, with this many alternatives.
     pub prompt_logprobs: Option<u64>,
 }
@@ -127,6 +131,7 @@ impl TextDraft {
             n: None,
             best_of: None,
             max_tokens: None,
+            max_tokens_name: "max_tokens",
             default_max_tokens: None,
             min_tokens: None,
             ignore_eos: None,
@@ -145,6 +150,7 @@ impl TextDraft {
             logit_bias: None,
             seed: None,
             logprobs: None,
+            logprobs_name: "logprobs",
             prompt_logprobs: None,
         }
     }

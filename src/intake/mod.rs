@@ -130,6 +130,14 @@ impl TextIntake {
         checks::tokenize(self, prompt, add_special)
     }
 
+    /// The text of token ids that came in `field`, special tokens written out.
+    ///
+    /// # Errors
+    /// An id beyond the vocabulary, or more than `max_prompt_bytes` at four bytes an id.
+    pub fn detokenize(&self, field: &str, tokens: &[u32]) -> Result<String, Invalid> {
+        checks::detokenize(self, field, tokens)
+    }
+
     /// The prompt that the model's chat template makes of messages.
     ///
     /// # Errors
