@@ -19,4 +19,5 @@ pub mod job;
 pub mod kernels;
 pub mod model;
 pub mod scheduler;
+pub mod telemetry;
 pub mod time;
