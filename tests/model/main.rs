@@ -1,0 +1,5 @@
+//! The decoder against references: Candle's stock models, transformers' recorded outputs, and itself in
+//! other company.
+
+mod decoding;
+mod smollm2;
