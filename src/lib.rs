@@ -19,5 +19,6 @@ pub mod job;
 pub mod kernels;
 pub mod model;
 pub mod scheduler;
+pub mod shutdown;
 pub mod telemetry;
 pub mod time;

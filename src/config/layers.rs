@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::ConfigError;
-use super::settings::{self, Kind, RESERVED_PREFIX, SETTINGS, Setting, VARIABLE_PREFIX};
+use super::settings::{self, Kind, RESERVED_PREFIXES, SETTINGS, Setting, VARIABLE_PREFIX};
 
 /// Who set a value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,7 +162,10 @@ pub(super) fn environment(
         let Some(key) = name.strip_prefix(VARIABLE_PREFIX) else {
             continue;
         };
-        if name.starts_with(RESERVED_PREFIX) {
+        if RESERVED_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+        {
             continue;
         }
         let Some(setting) = settings::find(&key.to_lowercase()).filter(|s| s.variable() == name)
@@ -411,6 +414,7 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         assert!(read("GIRANDOLE_TEST_X").unwrap().0.is_empty());
+        assert!(read("GIRANDOLE_CI_X").unwrap().0.is_empty());
         assert!(read("OTHER").unwrap().0.is_empty());
     }
 }

@@ -19,8 +19,10 @@ use crate::api::EdgeConfig;
 use crate::engine::EngineConfig;
 use crate::events::store::Retention;
 use crate::intake::TextLimits;
+use crate::model::device::DeviceSpec;
 use crate::model::manifest::{Catalogue, ManifestError};
 use crate::model::sources::{LoadFormat, ModelRef, SourceSettings};
+use crate::model::text::options::TextOptions;
 
 /// Everything that the service was told, checked.
 #[derive(Debug)]
@@ -58,14 +60,10 @@ pub struct ModelConfig {
     pub model: ModelRef,
     /// How its weights are had.
     pub load_format: LoadFormat,
-    /// `cpu`, `cuda:0`, `metal:0`.
-    pub device: String,
-    /// `auto`, `f32`, `f16`, `bf16`.
-    pub dtype: String,
-    /// Tokens of one row, if fewer than the model was made for.
-    pub max_context: Option<u32>,
-    /// Tokens of all running rows.
-    pub kv_cache_tokens: u32,
+    /// Where it runs.
+    pub device: DeviceSpec,
+    /// How a text model is set up.
+    pub text: TextOptions,
     /// Its engine's settings.
     pub engine: EngineConfig,
     /// How far a request may go.

@@ -11,10 +11,12 @@ use crate::api::EdgeConfig;
 use crate::engine::EngineConfig;
 use crate::events::store::Retention;
 use crate::intake::TextLimits;
+use crate::model::device::FloatType;
 use crate::model::manifest::{Catalogue, is_model_name};
 use crate::model::sources::{
     HubSettings, LoadFormat, ModelRef, SourceSettings, default_cache_folder,
 };
+use crate::model::text::options::TextOptions;
 use crate::scheduler::{Batching, SchedulerConfig};
 
 /// One hour and one day, as limits of what people may ask for.
@@ -46,7 +48,7 @@ pub(super) fn resolve(
 
     let models_dir = models_folder(&values, config_file.as_deref());
     let catalogue = Catalogue::load(models_dir.as_deref())?;
-    let sources = sources(&values, models_dir, variable)?;
+    let sources = sources(&values, models_dir, &variable)?;
     let models = resolve_models(&values, &models, &catalogue)?;
     Ok(Config {
         listen: listen(&values)?,
@@ -54,7 +56,7 @@ pub(super) fn resolve(
         edge: edge(&values)?,
         retention: retention(&values)?,
         compute_threads: compute_threads(&values)?,
-        log: log(&values)?,
+        log: log(&values, variable)?,
         drain_timeout: values.millis("drain_timeout_ms", 0..=HOUR_MS)?,
         report: report(&values, &models, &sources),
         models,
@@ -119,6 +121,7 @@ fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
         max_deadline: values.seconds("max_deadline_s", 1..=7 * DAY_S)?,
         max_connections: values.number("max_connections", 1..=MAX_COUNT)?,
         max_body_bytes: values.number("max_body_bytes", 1_024..=1 << 30)?,
+        max_body_bytes_in_flight: values.number("max_body_bytes_in_flight", 1_024..=MAX_BYTES)?,
         max_header_bytes: values.number("max_header_bytes", 8_192..=1 << 20)?,
         max_headers: values.number("max_headers", 8..=1_024)?,
         header_read_timeout: values.millis("header_timeout_ms", 10..=HOUR_MS)?,
@@ -157,17 +160,25 @@ fn compute_threads(values: &Values) -> Result<usize, ConfigError> {
     Ok(chosen.unwrap_or((cores - 1).max(1)))
 }
 
-fn log(values: &Values) -> Result<LogConfig, ConfigError> {
-    let filter = values.text("log_level").unwrap_or_default();
+/// `RUST_LOG` is what Rust programs are used to: it stands in for a level that nobody set.
+fn log(
+    values: &Values,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<LogConfig, ConfigError> {
+    let own = values.text("log_level").unwrap_or_default().to_owned();
+    let is_default = values
+        .get("log_level")
+        .is_some_and(|value| value.origin == Origin::Default);
+    let filter = variable("RUST_LOG").filter(|_| is_default).unwrap_or(own);
     if let Err(error) = filter.parse::<tracing_subscriber::EnvFilter>() {
-        return Err(values.refuse("log_level", filter, format!("a log filter: {error}")));
+        return Err(values.refuse("log_level", &filter, format!("a log filter: {error}")));
     }
     Ok(LogConfig {
         format: values.choice(
             "log_format",
             &[("text", LogFormat::Text), ("json", LogFormat::Json)],
         )?,
-        filter: filter.to_owned(),
+        filter,
     })
 }
 
@@ -214,7 +225,6 @@ fn resolve_model(
     let model = ModelRef::parse(reference, catalogue)
         .map_err(|error| values.refuse("model", text, format!("a model: {error}")))?;
     let engine = engine(values)?;
-    let kv_cache_tokens = values.number("kv_cache_tokens", 32..=MAX_TOKENS)?;
     let load_format = match values.choice("load_format", &[("auto", false), ("dummy", true)])? {
         false => LoadFormat::Auto,
         true => LoadFormat::Dummy {
@@ -224,17 +234,25 @@ fn resolve_model(
     Ok(ModelConfig {
         name: name.map_or_else(|| model.default_name(), str::to_owned),
         load_format,
-        device: device(values)?,
-        dtype: values.choice(
-            "dtype",
-            &["auto", "f32", "f16", "bf16"].map(|name| (name, name.to_owned())),
-        )?,
-        max_context: max_context(values, &model)?,
-        kv_cache_tokens,
+        device: values.parsed("device", "cpu, cuda:N or metal:N")?,
+        text: TextOptions {
+            batch_size: engine.scheduler.batch_size,
+            max_context: max_context(values, &model)?,
+            kv_cache_tokens: values.optional_number("kv_cache_tokens", 32..=MAX_TOKENS)?,
+            kv_dtype: float_type(values, "kv_dtype")?,
+            dtype: float_type(values, "dtype")?,
+        },
         engine,
         limits: limits(values)?,
         model,
     })
+}
+
+fn float_type(values: &Values, key: &str) -> Result<Option<FloatType>, ConfigError> {
+    match values.text(key) {
+        Some("auto") => Ok(None),
+        _ => values.parsed(key, "one of auto, f32, f16, bf16").map(Some),
+    }
 }
 
 /// `NAME=MODEL`, where the model is to be called otherwise than by default.
@@ -254,20 +272,6 @@ fn max_context(values: &Values, model: &ModelRef) -> Result<Option<u32>, ConfigE
     let highest = made_for.map_or(MAX_TOKENS, u64::from);
     let asked = values.optional_number("max_context", 1..=highest)?;
     Ok(asked.or(made_for))
-}
-
-fn device(values: &Values) -> Result<String, ConfigError> {
-    let text = values.text("device").unwrap_or_default();
-    let numbered = |kind: &str| {
-        let number = text
-            .strip_prefix(kind)
-            .and_then(|rest| rest.strip_prefix(':'));
-        number.is_some_and(|number| number.parse::<u8>().is_ok())
-    };
-    if text == "cpu" || numbered("cuda") || numbered("metal") {
-        return Ok(text.to_owned());
-    }
-    Err(values.refuse("device", text, "cpu, cuda:N or metal:N"))
 }
 
 fn engine(values: &Values) -> Result<EngineConfig, ConfigError> {
@@ -395,6 +399,11 @@ mod tests {
         let config = resolve("", "", &[]).unwrap();
         assert_eq!(config.edge, EdgeConfig::default());
         assert_eq!(config.models[0].limits, TextLimits::default());
+        assert_eq!(
+            config.models[0].text.batch_size,
+            TextOptions::default().batch_size
+        );
+        assert_eq!(config.retention, Retention::default());
         assert_eq!(config.models[0].name, "smollm2-135m-instruct");
         assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
         assert_eq!(
@@ -469,7 +478,8 @@ mod tests {
                 "a number from 0 to 100",
             ),
             ("--log-level a=b=c", "", vec![], "a log filter"),
-            ("--device cuda", "", vec![], "cpu, cuda:N or metal:N"),
+            ("--device gpu", "", vec![], "cpu, cuda:N or metal:N"),
+            ("--dtype f64", "", vec![], "one of auto, f32, f16, bf16"),
             ("--allow-unauthenticated=maybe", "", vec![], "true or false"),
             (
                 "--model nothing-like-it",
