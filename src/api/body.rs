@@ -17,11 +17,11 @@ use super::{AppState, EdgeConfig};
 
 /// Bytes that request bodies may still take, all together.
 #[derive(Clone)]
-pub struct BodyBudget(Arc<Semaphore>);
+pub(super) struct BodyBudget(Arc<Semaphore>);
 
 impl BodyBudget {
     /// A budget of `max_bytes`.
-    pub fn new(max_bytes: usize) -> Self {
+    pub(super) fn new(max_bytes: usize) -> Self {
         BodyBudget(Arc::new(Semaphore::new(
             max_bytes.min(Semaphore::MAX_PERMITS),
         )))
@@ -62,11 +62,7 @@ pub(super) async fn layer(
     }
 }
 
-async fn read(
-    body: Body,
-    config: &EdgeConfig,
-    budget: &BodyBudget,
-) -> Result<Buffered, ApiError> {
+async fn read(body: Body, config: &EdgeConfig, budget: &BodyBudget) -> Result<Buffered, ApiError> {
     let mut chunks = body.into_data_stream();
     let mut bytes = Vec::new();
     let mut share: Option<OwnedSemaphorePermit> = None;

@@ -18,10 +18,13 @@ use super::{AppState, EdgeConfig, auth, body};
 use crate::time::Clock;
 
 /// The header by which requests are known, in and out.
-pub const REQUEST_ID: &str = "x-request-id";
+pub(super) const REQUEST_ID: &str = "x-request-id";
 
 /// Puts every layer around the routes, the outermost last.
-pub(super) fn around(routes: Router<Arc<AppState>>, state: &Arc<AppState>) -> Router<Arc<AppState>> {
+pub(super) fn around(
+    routes: Router<Arc<AppState>>,
+    state: &Arc<AppState>,
+) -> Router<Arc<AppState>> {
     let mut routes = routes
         .layer(from_fn_with_state(Arc::clone(state), body::layer))
         .layer(from_fn_with_state(Arc::clone(state), auth::layer))

@@ -4,9 +4,15 @@
 //! request's log; see [`sse`] for streams. No handler knows a scheduler or a tensor.
 
 pub mod auth;
+mod body;
 pub mod error;
+mod layers;
+pub mod native;
 pub mod openai;
+mod openapi;
+pub mod ops;
 pub mod requests;
+pub mod serve;
 pub mod sse;
 pub mod submit;
 pub mod tokens;
@@ -14,12 +20,15 @@ pub mod tokens;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+
 use crate::engine::EngineHandle;
 use crate::events::store::EventStore;
 use crate::intake::TextIntake;
 use crate::time::RealClock;
 
 use auth::ApiKeys;
+use body::BodyBudget;
 use error::ApiError;
 use requests::Requests;
 
@@ -43,6 +52,8 @@ pub struct EdgeConfig {
     pub max_connections: usize,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
+    /// Bytes of all bodies that are being read or worked on.
+    pub max_body_bytes_in_flight: usize,
     /// Bytes of a request's head.
     pub max_header_bytes: usize,
     /// Header lines of a request.
@@ -66,6 +77,7 @@ impl Default for EdgeConfig {
             max_deadline: Duration::from_secs(24 * 3_600),
             max_connections: 4_096,
             max_body_bytes: 8 << 20,
+            max_body_bytes_in_flight: 512 << 20,
             max_header_bytes: 16 << 10,
             max_headers: 64,
             header_read_timeout: Duration::from_secs(10),
@@ -115,7 +127,8 @@ pub struct AppState {
     /// The service's metrics.
     pub metrics: Arc<dyn EdgeMetrics>,
     /// What the edge knows of each request whose log is kept.
-    pub requests: Requests,
+    pub requests: Arc<Requests>,
+    body_budget: BodyBudget,
 }
 
 impl AppState {
@@ -132,14 +145,16 @@ impl AppState {
         metrics: Arc<dyn EdgeMetrics>,
     ) -> Arc<Self> {
         assert!(!models.is_empty(), "the service serves at least one model");
+        let body_budget = BodyBudget::new(config.max_body_bytes_in_flight);
         Arc::new(AppState {
+            body_budget,
             models,
             store,
             clock,
             config,
             keys,
             metrics,
-            requests: Requests::default(),
+            requests: Arc::default(),
         })
     }
 
@@ -160,6 +175,19 @@ impl AppState {
 }
 
 /// All routes with all layers.
-pub fn router(_state: Arc<AppState>) -> axum::Router {
-    todo!()
+pub fn router(state: Arc<AppState>) -> Router {
+    let routes = Router::new()
+        .merge(native::routes())
+        .merge(openai::routes())
+        .merge(tokens::routes())
+        .merge(ops::routes())
+        .merge(openapi::routes())
+        .fallback(layers::no_such_path)
+        .method_not_allowed_fallback(layers::no_such_method);
+    layers::around(routes, &state).with_state(state)
+}
+
+/// Whole milliseconds, as durations are written on the wire.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

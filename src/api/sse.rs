@@ -208,7 +208,7 @@ impl FrameStream {
     }
 
     /// Waits until the pacer lets a batch go, but not beyond the end of the request.
-    async fn wait_for_turn(&self) {
+    async fn wait_for_turn(&mut self) {
         let urgency = if self.text_said {
             Urgency::Routine
         } else {
@@ -238,7 +238,7 @@ impl FrameStream {
     }
 
     /// Frames of one batch follow each other at once, as far as the second has room.
-    async fn wait_for_room(&self) {
+    async fn wait_for_room(&mut self) {
         let urgency = if self.over {
             Urgency::Terminal
         } else {

@@ -60,7 +60,9 @@ impl Idempotency {
             .ok_or_else(|| {
                 ApiError::invalid(
                     "Idempotency-Key",
-                    format!("Idempotency-Key must be 1 to {MAX_KEY_BYTES} visible ASCII characters"),
+                    format!(
+                        "Idempotency-Key must be 1 to {MAX_KEY_BYTES} visible ASCII characters"
+                    ),
                 )
             })?;
         let fingerprint = Sha256::new()
@@ -163,7 +165,11 @@ pub async fn submit(
             grace,
         ));
     }
-    tracing::info!(%id, model = model.name, dialect = options.dialect, rows = job.rows(), "accepted");
+    tracing::Span::current()
+        .record("id", tracing::field::display(id))
+        .record("model", &model.name)
+        .record("dialect", options.dialect);
+    tracing::info!(rows = job.rows(), "accepted");
     Ok(Accepted {
         request,
         log,
@@ -173,10 +179,7 @@ pub async fn submit(
 
 /// Takes a place, then makes the job. The place goes with the work to the blocking pool, so a
 /// client that leaves meanwhile cannot pile up work there beyond the queue's bound.
-async fn admit(
-    model: &Arc<ServedModel>,
-    draft: TextDraft,
-) -> Result<(TextJob, Permit), ApiError> {
+async fn admit(model: &Arc<ServedModel>, draft: TextDraft) -> Result<(TextJob, Permit), ApiError> {
     let rows = model.intake.rows(&draft)?;
     let estimate = model.intake.estimated_prompt_tokens(&draft);
     let mut permit = model.engine.reserve(rows, estimate)?;

@@ -45,6 +45,7 @@ use super::sse::Dialect;
 
 pub(crate) use chat::read_chat;
 pub use reply::StreamShape;
+pub(crate) use request::read_deadline;
 
 /// The routes of this dialect.
 pub fn routes() -> Router<Arc<AppState>> {

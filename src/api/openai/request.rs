@@ -71,7 +71,7 @@ pub(super) fn read_stream(fields: &mut Fields) -> Result<Option<StreamOptions>, 
 ///
 /// # Errors
 /// Wrong type, 0, or more than `max_deadline`.
-pub(super) fn read_deadline(
+pub(crate) fn read_deadline(
     fields: &mut Fields,
     max_deadline: Duration,
 ) -> Result<Option<Duration>, Invalid> {
