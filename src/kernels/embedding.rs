@@ -3,20 +3,14 @@
 use std::sync::Arc;
 
 use candle_core::quantized::QTensor;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
-use super::linear::Linear;
+use super::linear::{Linear, Weight};
 
 /// The table that turns token ids into vectors, and maybe back (a tied head).
 #[derive(Debug, Clone)]
 pub struct Embedding {
-    table: Table,
-}
-
-#[derive(Debug, Clone)]
-enum Table {
-    Quantized(Arc<QTensor>),
-    Dense(Tensor),
+    table: Weight,
 }
 
 impl Embedding {
@@ -25,10 +19,8 @@ impl Embedding {
     /// # Errors
     /// When the table is not of rank 2.
     pub fn quantized(table: impl Into<Arc<QTensor>>) -> Result<Self> {
-        let table = table.into();
-        table.shape().dims2()?;
         Ok(Self {
-            table: Table::Quantized(table),
+            table: Weight::quantized(table.into())?,
         })
     }
 
@@ -37,9 +29,8 @@ impl Embedding {
     /// # Errors
     /// When the table is not of rank 2.
     pub fn dense(table: Tensor) -> Result<Self> {
-        table.dims2()?;
         Ok(Self {
-            table: Table::Dense(table),
+            table: Weight::dense(table)?,
         })
     }
 
@@ -49,8 +40,15 @@ impl Embedding {
     /// When an id is outside the table.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         match &self.table {
-            Table::Quantized(table) => table.embedding(ids),
-            Table::Dense(table) => table.index_select(ids, 0)?.to_dtype(DType::F32),
+            Weight::Quant(table) => gather(ids, table.in_features(), |id, row| {
+                table.dequantize_row(id, row)
+            }),
+            Weight::Dense(table) => {
+                gather(ids, table.in_features(), |id, row| table.widen_row(id, row))
+            }
+            Weight::Widened(table) => table.embedding(ids)?.to_dtype(DType::F32),
+            Weight::StockQuantized { matmul, .. } => matmul.embedding(ids)?.to_dtype(DType::F32),
+            Weight::StockDense(table) => table.index_select(ids, 0)?.to_dtype(DType::F32),
         }
     }
 
@@ -59,9 +57,19 @@ impl Embedding {
     /// # Errors
     /// When the weights cannot serve as a linear layer.
     pub fn tied_head(&self) -> Result<Linear> {
-        match &self.table {
-            Table::Quantized(table) => Linear::quantized(table.clone(), None),
-            Table::Dense(table) => Linear::dense(table.clone(), None),
-        }
+        Linear::from_weight(self.table.clone(), None)
     }
+}
+
+fn gather(
+    ids: &Tensor,
+    dim: usize,
+    read_row: impl Fn(usize, &mut [f32]) -> Result<()>,
+) -> Result<Tensor> {
+    let ids = ids.to_vec1::<u32>()?;
+    let mut output = vec![0f32; ids.len() * dim];
+    for (id, row) in ids.iter().zip(output.chunks_exact_mut(dim)) {
+        read_row(*id as usize, row)?;
+    }
+    Tensor::from_vec(output, (ids.len(), dim), &Device::Cpu)
 }

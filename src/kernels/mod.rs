@@ -14,10 +14,19 @@
 pub mod candle_threads;
 pub mod activation;
 pub mod attention;
+mod dense;
 pub mod embedding;
+pub mod isa;
 pub mod linear;
+mod lines;
 pub mod norm;
+mod panel;
+mod quant;
 pub mod reference;
 pub mod rope;
+mod shared_output;
 mod tensor_data;
+#[cfg(test)]
+pub(crate) mod test_numbers;
 pub mod threads;
+mod tiled;

@@ -2,6 +2,7 @@
 //!
 //! Work is cut so that the number of threads never changes a result: a task owns whole output elements.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
@@ -64,3 +65,29 @@ pub(super) fn for_each_chunk<T: Send>(
             .for_each(|(i, c)| task(i, c)),
     }
 }
+
+/// Operations below which handing work to another thread costs more than it saves.
+const MIN_TASK_OPERATIONS: usize = 128 * 1024;
+
+/// Runs `task(range)` over ranges that cover `0..count`, spread over the pool. An item takes about
+/// `item_operations` multiply-adds.
+pub(super) fn for_each_range(
+    count: usize,
+    item_operations: usize,
+    task: impl Fn(Range<usize>) + Sync,
+) {
+    let threads = compute_threads();
+    let min_items = MIN_TASK_OPERATIONS.div_ceil(item_operations.max(1));
+    let items = count.div_ceil(threads * TASKS_PER_THREAD).max(min_items);
+    match pool() {
+        Some(pool) if count > items => pool.install(|| {
+            (0..count.div_ceil(items))
+                .into_par_iter()
+                .for_each(|index| task(index * items..count.min((index + 1) * items)));
+        }),
+        _ => task(0..count),
+    }
+}
+
+/// Several, so that a thread which lost its core does not keep the others waiting for long.
+const TASKS_PER_THREAD: usize = 4;
