@@ -2,4 +2,5 @@
 //! other company.
 
 mod decoding;
+mod goldens;
 mod smollm2;
