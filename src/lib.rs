@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod batch;
+pub mod client;
 pub mod engine;
 pub mod events;
 pub mod intake;
