@@ -12,6 +12,7 @@
 pub mod api;
 pub mod batch;
 pub mod client;
+pub mod config;
 pub mod engine;
 pub mod events;
 pub mod intake;
@@ -19,4 +20,6 @@ pub mod job;
 pub mod kernels;
 pub mod model;
 pub mod scheduler;
+pub mod shutdown;
+pub mod telemetry;
 pub mod time;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::Serialize;
@@ -135,12 +134,5 @@ async fn on_blocking_pool<T: Send + 'static>(
         .await
         .expect("the semaphore is never closed");
     let result = tokio::task::spawn_blocking(move || work(&model.intake)).await;
-    let result = result.map_err(|_| {
-        ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "tokenizer_failed",
-            "the tokenizer failed on this text",
-        )
-    })?;
-    Ok(result?)
+    Ok(result.map_err(|_| ApiError::internal())??)
 }

@@ -90,8 +90,8 @@ pub struct TextIntake {
 }
 
 impl TextIntake {
-    /// The prompt's tokens at most, judged by its size alone: what admission counts before
-    /// anything is tokenized.
+    /// About how many tokens the prompt has, judged by its size alone: what admission counts
+    /// before anything is tokenized.
     pub fn estimated_prompt_tokens(&self, draft: &TextDraft) -> u64 {
         let estimate = match &draft.prompt {
             // Byte-level vocabularies average three to four bytes a token on prose.
@@ -146,3 +146,6 @@ impl TextIntake {
         checks::render(self, chat)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,7 @@ pub(super) async fn create(
     let (model, fields) = request::parse(&body)?;
     let model = Arc::clone(state.model(Some(&model))?);
     let call = read(fields, state.config.max_deadline)?;
-    let client = Client::new(caller, &headers, &body);
+    let client = Client::new(caller, &headers, Endpoint::Chat, &body)?;
     respond(&state, &model, Endpoint::Chat, call, client).await
 }
 

@@ -44,14 +44,15 @@ use super::requests::Request;
 use super::sse::Dialect;
 
 pub(crate) use chat::read_chat;
+use reply::Endpoint;
 pub use reply::StreamShape;
 pub(crate) use request::read_deadline;
 
 /// The routes of this dialect.
 pub fn routes() -> Router<Arc<AppState>> {
     Router::new()
-        .route("/v1/chat/completions", post(chat::create))
-        .route("/v1/completions", post(completions::create))
+        .route(Endpoint::Chat.path(), post(chat::create))
+        .route(Endpoint::Completions.path(), post(completions::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
 }

@@ -31,11 +31,11 @@ pub struct StreamShape {
 
 impl StreamShape {
     /// A request that came in by another dialect is shown as a chat, with all that was asked for.
-    pub(super) fn foreign() -> Self {
+    pub(super) fn foreign(logprobs: bool) -> Self {
         StreamShape {
             endpoint: Endpoint::Chat,
             include_usage: true,
-            top_logprobs: Some(u32::MAX),
+            top_logprobs: logprobs.then_some(u32::MAX),
             prompt_logprobs: None,
             echo: None,
         }
@@ -47,6 +47,15 @@ impl StreamShape {
 pub(super) enum Endpoint {
     Chat,
     Completions,
+}
+
+impl Endpoint {
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Endpoint::Chat => "/v1/chat/completions",
+            Endpoint::Completions => "/v1/completions",
+        }
+    }
 }
 
 /// The prompt, to be shown before each choice.

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest, Sha256};
 
 use super::gather::{End, Gathered};
 use super::reply::{Answer, Echo, Endpoint, Head, StreamShape, chat_reply, completion_reply};
@@ -21,7 +20,6 @@ use crate::events::store::SharedLog;
 use crate::intake::{Invalid, Prompt, TextDraft, TextIntake};
 use crate::job::RequestId;
 
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Who calls, and how to know a call again.
@@ -31,29 +29,34 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(caller: Caller, headers: &HeaderMap, body: &[u8]) -> Self {
-        let idempotency = headers.get(IDEMPOTENCY_KEY).map(|key| Idempotency {
-            key: String::from_utf8_lossy(key.as_bytes()).into_owned(),
-            fingerprint: Sha256::digest(body).into(),
-        });
-        Client {
+    /// # Errors
+    /// 400 for an idempotency key that cannot be one.
+    pub(super) fn new(
+        caller: Caller,
+        headers: &HeaderMap,
+        endpoint: Endpoint,
+        body: &[u8],
+    ) -> Result<Self, ApiError> {
+        Ok(Client {
             caller,
-            idempotency,
-        }
+            idempotency: Idempotency::from_headers(headers, endpoint.path(), body)?,
+        })
     }
 
     /// What goes with prompt number `index` of the call.
     fn options(
         &self,
         state: &AppState,
-        endpoint: Endpoint,
         call: &Call,
         index: usize,
         shape: StreamShape,
     ) -> SubmitOptions {
         // Each prompt is a request of its own, so each needs a key of its own.
         let idempotency = self.idempotency.as_ref().map(|idempotency| Idempotency {
-            key: format!("{}/{endpoint:?}/{index}", idempotency.key),
+            key: match index {
+                0 => idempotency.key.clone(),
+                _ => format!("{} {index}", idempotency.key),
+            },
             fingerprint: idempotency.fingerprint,
         });
         SubmitOptions {
@@ -125,7 +128,7 @@ async fn submit_one(
         prompt_logprobs: call.prompt_logprobs,
         echo,
     };
-    let options = client.options(state, endpoint, call, index, shape);
+    let options = client.options(state, call, index, shape);
     submit(state, model, draft, options).await
 }
 
@@ -134,14 +137,7 @@ async fn echo(model: &Arc<ServedModel>, draft: &TextDraft) -> Result<Echo, ApiEr
     let model = Arc::clone(model);
     let draft = draft.clone();
     let echo = tokio::task::spawn_blocking(move || echo_of(&model.intake, &draft));
-    let echo = echo.await.map_err(|_| {
-        ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "tokenizer_failed",
-            "the tokenizer failed on this prompt",
-        )
-    })?;
-    Ok(echo?)
+    Ok(echo.await.map_err(|_| ApiError::internal())??)
 }
 
 fn echo_of(intake: &TextIntake, draft: &TextDraft) -> Result<Echo, Invalid> {
@@ -220,11 +216,8 @@ fn answer<'a>(accepted: &'a Accepted, events: &'a [Event]) -> Result<Answer<'a>,
             usage,
             choices: accepted.request.choices,
         }),
-        None => Err(ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "log_incomplete",
-            "the request's log was closed without an end",
-        )),
+        // The engine closes every log with a terminal event.
+        None => Err(ApiError::internal()),
     }
 }
 

@@ -39,7 +39,10 @@ pub(super) struct ChunkDialect {
 impl ChunkDialect {
     /// For a reader of `request`.
     pub(super) fn of(request: &Request) -> Self {
-        let shape = request.openai.clone().unwrap_or_else(StreamShape::foreign);
+        let shape = request
+            .openai
+            .clone()
+            .unwrap_or_else(|| StreamShape::foreign(request.logprobs));
         let head = Head::of(shape.endpoint, request);
         Self::new(head, shape, request.choices)
     }
