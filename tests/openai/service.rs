@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use girandole::api::auth::ApiKeys;
-use girandole::api::{AppState, EdgeConfig, EdgeMetrics, ServedModel, serve};
+use girandole::api::serve::serve;
+use girandole::api::{AppState, EdgeConfig, EdgeMetrics, ServedModel};
 use girandole::engine::{EngineConfig, EngineState, Observer, spawn};
 use girandole::events::store::{EventStore, Retention};
 use girandole::intake::{TextDefaults, TextIntake, TextLimits};
@@ -222,7 +223,9 @@ impl Service {
 
     async fn streamed(&self, request: reqwest::RequestBuilder) -> (String, Vec<(u64, Value)>) {
         let response = request.send().await.expect("an answer");
-        let id = response.headers()["x-request-id"].to_str().expect("visible");
+        let id = response.headers()["x-request-id"]
+            .to_str()
+            .expect("visible");
         let id = id.to_owned();
         let status = response.status();
         let text = response.text().await.expect("a whole stream");
