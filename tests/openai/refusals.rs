@@ -382,7 +382,7 @@ async fn models_and_paths_that_are_not_there() {
 
 #[tokio::test]
 async fn callers_without_the_key() {
-    let service = Service::start_with_key(ECHO, "sesame").await;
+    let service = Service::start_with_key(ECHO, "sesame-open-sesame").await;
     let reply = service.get_without_key("/v1/models").await;
     let error = &reply.body["error"];
     assert_eq!(

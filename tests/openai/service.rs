@@ -23,23 +23,23 @@ const TEMPLATE: &str = "{% for message in messages %}<{{ message.role }}>{{ mess
     {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}{{ extra | default('') }}";
 
 /// Tokens of a prompt and its answer together.
-pub const CONTEXT_TOKENS: u32 = 400;
+pub(crate) const CONTEXT_TOKENS: u32 = 400;
 /// The longest deadline.
-pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const MAX_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running service.
-pub struct Service {
+pub(crate) struct Service {
     base: String,
     client: reqwest::Client,
     key: Option<&'static str>,
 }
 
 /// An answer that is no stream.
-pub struct Reply {
-    pub status: u16,
-    pub request_id: String,
-    pub retry_after: Option<String>,
-    pub body: Value,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) request_id: String,
+    pub(crate) retry_after: Option<String>,
+    pub(crate) body: Value,
 }
 
 struct Silent;
@@ -77,12 +77,12 @@ fn limits() -> TextLimits {
 
 impl Service {
     /// Starts one that follows this script.
-    pub async fn start(script: &str) -> Self {
+    pub(crate) async fn start(script: &str) -> Self {
         Self::start_with(script, None).await
     }
 
     /// Starts one that asks for this key.
-    pub async fn start_with_key(script: &str, key: &'static str) -> Self {
+    pub(crate) async fn start_with_key(script: &str, key: &'static str) -> Self {
         Self::start_with(script, Some(key)).await
     }
 
@@ -157,13 +157,13 @@ impl Service {
     }
 
     /// Posts a body and reads the whole answer.
-    pub async fn post(&self, path: &str, body: impl Into<Vec<u8>>) -> Reply {
+    pub(crate) async fn post(&self, path: &str, body: impl Into<Vec<u8>>) -> Reply {
         self.answered(self.request(reqwest::Method::POST, path).body(body.into()))
             .await
     }
 
     /// Posts with a further header.
-    pub async fn post_with(&self, path: &str, header: (&str, &str), body: &Value) -> Reply {
+    pub(crate) async fn post_with(&self, path: &str, header: (&str, &str), body: &Value) -> Reply {
         let request = self
             .request(reqwest::Method::POST, path)
             .header(header.0, header.1)
@@ -172,19 +172,19 @@ impl Service {
     }
 
     /// Gets the whole answer.
-    pub async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         self.answered(self.request(reqwest::Method::GET, path))
             .await
     }
 
     /// Gets without the key.
-    pub async fn get_without_key(&self, path: &str) -> Reply {
+    pub(crate) async fn get_without_key(&self, path: &str) -> Reply {
         self.answered(self.client.get(format!("{}{path}", self.base)))
             .await
     }
 
     /// Cancels a request.
-    pub async fn delete(&self, path: &str) -> u16 {
+    pub(crate) async fn delete(&self, path: &str) -> u16 {
         let request = self.request(reqwest::Method::DELETE, path);
         request.send().await.expect("an answer").status().as_u16()
     }
@@ -207,13 +207,13 @@ impl Service {
     }
 
     /// Posts a body and reads its stream to the end: the request's id, and the frames with theirs.
-    pub async fn stream(&self, path: &str, body: &Value) -> (String, Vec<(u64, Value)>) {
+    pub(crate) async fn stream(&self, path: &str, body: &Value) -> (String, Vec<(u64, Value)>) {
         let request = self.request(reqwest::Method::POST, path);
         self.streamed(request.body(body.to_string())).await
     }
 
     /// Reads a request's stream again, in OpenAI's words, from after event number `after`.
-    pub async fn resume(&self, id: &str, after: u64) -> Vec<(u64, Value)> {
+    pub(crate) async fn resume(&self, id: &str, after: u64) -> Vec<(u64, Value)> {
         let path = format!("/api/v1/requests/{id}/events?dialect=openai");
         let request = self
             .request(reqwest::Method::GET, &path)
