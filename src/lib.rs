@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod batch;
+pub mod config;
 pub mod engine;
 pub mod events;
 pub mod intake;
@@ -18,4 +19,6 @@ pub mod job;
 pub mod kernels;
 pub mod model;
 pub mod scheduler;
+pub mod shutdown;
+pub mod telemetry;
 pub mod time;
