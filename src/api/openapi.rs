@@ -6,7 +6,7 @@ use axum::Router;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{AppState, native, ops};
+use super::{AppState, native, openai, ops};
 
 /// The description: `/openapi.json`.
 #[derive(OpenApi)]
@@ -44,6 +44,9 @@ struct Description;
 /// `/openapi.json` and `/docs`.
 pub(super) fn routes() -> Router<Arc<AppState>> {
     SwaggerUi::new("/docs")
-        .url("/openapi.json", Description::openapi())
+        .url(
+            "/openapi.json",
+            Description::openapi().merge_from(openai::description()),
+        )
         .into()
 }
