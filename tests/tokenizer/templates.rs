@@ -1,0 +1,1 @@
+//! Chat templates against Hugging Face's `apply_chat_template`.
