@@ -86,6 +86,11 @@ impl PagedKv {
     pub fn kv_heads(&self) -> usize {
         self.kv_heads
     }
+
+    /// Columns of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
 }
 
 /// Where each token of a pass lives: its slot and position, and the blocks of each slot.
