@@ -25,6 +25,7 @@ mod quant;
 pub mod reference;
 pub mod rope;
 mod shared_output;
+mod simd;
 mod tensor_data;
 #[cfg(test)]
 pub(crate) mod test_numbers;
