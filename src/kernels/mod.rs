@@ -18,6 +18,7 @@ pub mod embedding;
 pub mod isa;
 pub mod linear;
 mod lines;
+mod math;
 pub mod norm;
 mod panel;
 mod quant;
