@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use girandole::batch::{FinishReason, Next, Phase, PlannedRow, Slot};
 use girandole::job::{Job, TextJob};
+use girandole::model::ModelError;
 use girandole::model::device::{DeviceSpec, FloatType};
 use girandole::model::loader::build;
 use girandole::model::text::options::TextOptions;
-use girandole::model::{Model, ModelError};
 
 use crate::serving::{Guest, alone, dummy_assets, dummy_model, run};
 
