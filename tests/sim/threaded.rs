@@ -8,8 +8,8 @@ use girandole::engine::{
 };
 use girandole::events::{EventKind, EventSink};
 use girandole::job::{Job, RequestId, TextJob};
-use girandole::model::scripted::{Script, ScriptedModel, sleep};
 use girandole::model::Model;
+use girandole::model::scripted::{Script, ScriptedModel, sleep};
 use girandole::scheduler::{Batching, SchedulerConfig};
 use girandole::time::{RealClock, Time};
 
