@@ -1,5 +1,7 @@
 //! What goes wrong stays where it went wrong.
 
+use std::time::Duration;
+
 use girandole::events::FailureKind;
 use girandole::job::TextJob;
 use girandole::scheduler::Batching;
@@ -58,8 +60,10 @@ fn out_of_memory_fails_those_who_just_came() {
     let planted = script(&format!("{COSTS}\n[[fault]]\nout_of_memory_at_step = 20"));
     let mut world = World::new(config(4, Batching::Continuous), &planted);
     let running = world.submit(job("running", 60));
+    // The window of 20 ms, a prompt, and steps of 4.5 ms up to the nineteenth.
     while world.book.borrow().passes.len() < 19 {
-        world.turn();
+        let soon = world.now() + Duration::from_millis(1);
+        world.run_until(soon);
     }
     let newcomer = world.submit(job("newcomer", 60));
     world.run();

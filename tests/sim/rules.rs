@@ -119,7 +119,7 @@ fn longest_gap(costs: &str, warm: bool) -> Duration {
     let streams: Vec<_> = (0..8)
         .map(|i| {
             let text = format!("{i}{}", "x".repeat(if warm { 50 } else { 1 }));
-            world.submit(job(&text, 400))
+            world.submit(job(&text, 2_000))
         })
         .collect();
     world.run_until(Time::from_millis(1_500));

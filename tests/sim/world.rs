@@ -24,7 +24,7 @@ use girandole::time::{Clock, ManualClock, Time};
 
 /// A log that insists on the order of events.
 #[derive(Default)]
-pub struct Log {
+pub(crate) struct Log {
     events: Mutex<Vec<(Time, EventKind)>>,
 }
 
@@ -62,12 +62,12 @@ fn reason(events: &[(Time, EventKind)], wanted: u32) -> Option<FinishReason> {
 }
 
 impl Log {
-    pub fn events(&self) -> Vec<EventKind> {
+    pub(crate) fn events(&self) -> Vec<EventKind> {
         let events = self.events.lock().unwrap();
         events.iter().map(|(_, kind)| kind.clone()).collect()
     }
 
-    pub fn text(&self, wanted: u32) -> String {
+    pub(crate) fn text(&self, wanted: u32) -> String {
         let events = self.events.lock().unwrap();
         let pieces = events.iter().filter_map(|(_, kind)| match kind {
             EventKind::Text { choice, text, .. } if *choice == wanted => Some(text.as_str()),
@@ -76,16 +76,16 @@ impl Log {
         pieces.collect()
     }
 
-    pub fn reason(&self, choice: u32) -> Option<FinishReason> {
+    pub(crate) fn reason(&self, choice: u32) -> Option<FinishReason> {
         reason(&self.events.lock().unwrap(), choice)
     }
 
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         let events = self.events.lock().unwrap();
         events.last().is_some_and(|(_, kind)| kind.is_terminal())
     }
 
-    pub fn failure(&self) -> Option<FailureKind> {
+    pub(crate) fn failure(&self) -> Option<FailureKind> {
         match &self.events.lock().unwrap().last()?.1 {
             EventKind::Failed { failure, .. } => Some(failure.kind),
             _ => None,
@@ -93,7 +93,7 @@ impl Log {
     }
 
     /// When the first event of this sort was written.
-    pub fn time_of(&self, wanted: fn(&EventKind) -> bool) -> Option<Time> {
+    pub(crate) fn time_of(&self, wanted: fn(&EventKind) -> bool) -> Option<Time> {
         let events = self.events.lock().unwrap();
         events
             .iter()
@@ -101,16 +101,16 @@ impl Log {
             .map(|(at, _)| *at)
     }
 
-    pub fn started_at(&self) -> Option<Time> {
+    pub(crate) fn started_at(&self) -> Option<Time> {
         self.time_of(|kind| matches!(kind, EventKind::Started))
     }
 
-    pub fn closed_at(&self) -> Option<Time> {
+    pub(crate) fn closed_at(&self) -> Option<Time> {
         self.time_of(EventKind::is_terminal)
     }
 
     /// When each new token came.
-    pub fn token_times(&self) -> Vec<Time> {
+    pub(crate) fn token_times(&self) -> Vec<Time> {
         let events = self.events.lock().unwrap();
         events
             .iter()
@@ -121,13 +121,13 @@ impl Log {
 }
 
 /// A request that was taken by the engine.
-pub struct Sent {
-    pub log: Arc<Log>,
-    pub job: Arc<Job>,
-    pub deadline: Option<Time>,
-    pub at: Time,
+pub(crate) struct Sent {
+    pub(crate) log: Arc<Log>,
+    pub(crate) job: Arc<Job>,
+    pub(crate) deadline: Option<Time>,
+    pub(crate) at: Time,
     /// A cancel was sent while it was live.
-    pub cancelled: bool,
+    pub(crate) cancelled: bool,
     rows_admitted: u32,
 }
 
@@ -139,26 +139,27 @@ impl Sent {
 
 /// One forward pass, as the model saw it.
 #[derive(Clone, Debug)]
-pub struct PassSeen {
-    pub at: Time,
-    pub took: Duration,
-    pub rows: Vec<PlannedRow>,
+pub(crate) struct PassSeen {
+    turn: u64,
+    pub(crate) at: Time,
+    pub(crate) took: Duration,
+    pub(crate) rows: Vec<PlannedRow>,
 }
 
 impl PassSeen {
-    pub fn iterate_rows(&self) -> usize {
+    pub(crate) fn iterate_rows(&self) -> usize {
         let iterates = |row: &&PlannedRow| row.phase == Phase::Iterate;
         self.rows.iter().filter(iterates).count()
     }
 
-    pub fn begin_work(&self) -> u32 {
+    pub(crate) fn begin_work(&self) -> u32 {
         let begins = self.rows.iter().filter(|row| row.phase == Phase::Begin);
         begins.map(|row| row.work).sum()
     }
 }
 
 /// What is to happen at a time, also in the middle of a pass.
-pub enum Action {
+pub(crate) enum Action {
     Submit {
         job: TextJob,
         deadline: Option<Duration>,
@@ -173,31 +174,35 @@ pub enum Action {
 }
 
 /// What the model's side and the client's side share.
-pub struct Book {
+pub(crate) struct Book {
     config: EngineConfig,
     capacity: Capacity,
+    /// Groups of rows that cannot share a pass.
+    keys: u64,
     /// In the order of sending, which is that of the queue.
-    pub sent: Vec<(RequestId, Sent)>,
-    pub refused: u32,
+    pub(crate) sent: Vec<(RequestId, Sent)>,
+    pub(crate) refused: u32,
     /// Which row holds which slot, with its memory; and in which turn it got it.
     slots: BTreeMap<Slot, Held>,
     turn: u64,
-    pub passes: Vec<PassSeen>,
+    pub(crate) passes: Vec<PassSeen>,
     actions: VecDeque<(Time, Action)>,
+    /// What the model's side found wrong. The engine contains panics in the model, so it is kept
+    /// until the turn is over.
+    violations: Vec<&'static str>,
 }
 
 struct Held {
-    index: usize,
     key: BatchKey,
     memory_units: u32,
     turn: u64,
 }
 
-pub struct World {
-    pub clock: Arc<ManualClock>,
-    pub handle: EngineHandle,
-    pub engine: Engine,
-    pub book: Rc<RefCell<Book>>,
+pub(crate) struct World {
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) handle: EngineHandle,
+    pub(crate) engine: Engine,
+    pub(crate) book: Rc<RefCell<Book>>,
     hand: Hand,
 }
 
@@ -208,10 +213,10 @@ struct Hand {
     book: Rc<RefCell<Book>>,
 }
 
-pub struct Silent;
+pub(crate) struct Silent;
 impl Observer for Silent {}
 
-pub fn config(batch_size: u32, batching: Batching) -> EngineConfig {
+pub(crate) fn config(batch_size: u32, batching: Batching) -> EngineConfig {
     EngineConfig {
         scheduler: SchedulerConfig {
             batch_size,
@@ -224,16 +229,16 @@ pub fn config(batch_size: u32, batching: Batching) -> EngineConfig {
     }
 }
 
-pub fn prompt(text: &str) -> Arc<[u32]> {
+pub(crate) fn prompt(text: &str) -> Arc<[u32]> {
     text.bytes().map(u32::from).collect()
 }
 
-pub fn script(toml: &str) -> Script {
+pub(crate) fn script(toml: &str) -> Script {
     Script::parse(toml).expect("the test's script")
 }
 
 impl World {
-    pub fn new(config: EngineConfig, script: &Script) -> Self {
+    pub(crate) fn new(config: EngineConfig, script: &Script) -> Self {
         let clock = Arc::new(ManualClock::default());
         let book = Rc::new(RefCell::new(Book {
             config: config.clone(),
@@ -241,12 +246,14 @@ impl World {
                 slots: script.model.slots.min(config.scheduler.batch_size),
                 memory_units: script.model.memory_units,
             },
+            keys: script.model.keys,
             sent: Vec::new(),
             refused: 0,
             slots: BTreeMap::new(),
             turn: 0,
             passes: Vec::new(),
             actions: VecDeque::new(),
+            violations: Vec::new(),
         }));
         let hand = Hand {
             clock: Arc::clone(&clock),
@@ -284,14 +291,14 @@ impl World {
     }
 
     /// Plans an action. Actions are planned in the order of their times.
-    pub fn at(&self, time: Time, action: Action) {
+    pub(crate) fn at(&self, time: Time, action: Action) {
         let mut book = self.book.borrow_mut();
         assert!(book.actions.back().is_none_or(|(last, _)| *last <= time));
         book.actions.push_back((time, action));
     }
 
     /// Sends a request now.
-    pub fn submit(&self, job: TextJob) -> Arc<Log> {
+    pub(crate) fn submit(&self, job: TextJob) -> Arc<Log> {
         let sent = self.hand.submit(&self.handle, job, None);
         sent.expect("there is room");
         let book = self.book.borrow();
@@ -299,12 +306,12 @@ impl World {
         Arc::clone(&sent.log)
     }
 
-    pub fn now(&self) -> Time {
+    pub(crate) fn now(&self) -> Time {
         self.clock.now()
     }
 
     /// One turn with all checks.
-    pub fn turn(&mut self) -> Turn {
+    pub(crate) fn turn(&mut self) -> Turn {
         self.hand.deliver(&self.handle);
         let began = self.now();
         self.book.borrow_mut().turn += 1;
@@ -314,12 +321,12 @@ impl World {
     }
 
     /// Turns, and moves the time on when nothing is due, until nothing is left to do.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         self.run_until(Time::FAR_FUTURE);
     }
 
     /// As [`run`](Self::run), no further than to `end` (a pass may reach beyond).
-    pub fn run_until(&mut self, end: Time) {
+    pub(crate) fn run_until(&mut self, end: Time) {
         while self.now() < end {
             let turn = self.turn();
             let action = self.book.borrow().actions.front().map(|(time, _)| *time);
@@ -338,6 +345,7 @@ impl World {
     /// What holds after every turn.
     fn check(&self, began: Time, turn: Turn) {
         let book = self.book.borrow();
+        assert_eq!(book.violations, Vec::<&str>::new());
         let scheduler = self.engine.scheduler();
         let memory: u32 = book.slots.values().map(|held| held.memory_units).sum();
         assert_eq!(scheduler.running_rows() as usize, book.slots.len());
@@ -364,7 +372,7 @@ impl World {
     }
 
     /// What holds when everything has been done.
-    pub fn check_at_rest(&self) {
+    pub(crate) fn check_at_rest(&self) {
         let book = self.book.borrow();
         assert!(book.slots.is_empty(), "slots are held");
         for (id, sent) in &book.sent {
@@ -376,7 +384,7 @@ impl World {
     }
 
     /// The texts that a request's rows would have if it were alone in the world.
-    pub fn alone(&self, script: &Script, job: &Arc<Job>) -> Vec<String> {
+    pub(crate) fn alone(&self, script: &Script, job: &Arc<Job>) -> Vec<String> {
         let script = Script {
             faults: Vec::new(),
             ..script.clone()
@@ -496,6 +504,12 @@ impl Book {
         sent.filter(|sent| !sent.log.is_closed())
     }
 
+    fn insist(&mut self, holds: bool, violation: &'static str) {
+        if !holds {
+            self.violations.push(violation);
+        }
+    }
+
     fn batching(&self) -> Batching {
         self.config.scheduler.batching
     }
@@ -507,19 +521,23 @@ impl Book {
             && used + cost.memory_units <= self.capacity.memory_units
     }
 
-    /// An engine that sleeps has nobody running, and nobody whose window is over.
+    /// An engine that sleeps has nobody running, no full batch, and nobody whose window is over.
     fn check_idle_wait(&self, now: Time, until: Time) {
         assert!(self.slots.is_empty(), "asleep with rows to run");
         let delay = self.config.scheduler.max_queue_delay;
         let oldest = self.live().map(|sent| sent.at).min().expect("it waits for");
         assert!(oldest + delay >= until, "the oldest waits too long");
-        assert!(
-            until > now || now > oldest + delay,
-            "the oldest should be running"
-        );
-        let rows: u32 = self.live().map(|sent| sent.job.rows()).sum();
-        let full = self.capacity.slots;
-        assert!(rows < full || self.sent.len() > 1, "a full batch waits");
+        let rows: u32 = self
+            .live()
+            .map(|sent| sent.job.rows() - sent.rows_admitted)
+            .sum();
+        let full = rows >= self.capacity.slots && self.keys == 1;
+        assert!(!full, "a full batch waits");
+        let ran = self
+            .passes
+            .last()
+            .is_some_and(|pass| pass.turn == self.turn);
+        assert!(ran || until > now, "the oldest should be running");
     }
 }
 
@@ -544,70 +562,78 @@ impl Model for Watched {
     }
 
     fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
-        let mut book = self.book.borrow_mut();
         let (key, cost) = (self.inner.key(job), self.inner.cost(job));
-        let book = &mut *book;
-        assert!(book.fits(cost), "admitted without room");
-        if book.batching() == Batching::Dynamic {
-            let newcomers_only = book.slots.values().all(|held| held.turn == book.turn);
-            assert!(newcomers_only, "joined a running batch");
-            assert!(book.slots.values().all(|held| held.key == key));
-        }
+        let book = &mut *self.book.borrow_mut();
+        book.insist(book.fits(cost), "admitted without room");
         let index = book
             .sent
             .iter()
             .position(|(_, sent)| Arc::ptr_eq(&sent.job, job))
             .expect("a request that was sent");
-        let continuous = book.batching() == Batching::Continuous;
+        let dynamic = book.batching() == Batching::Dynamic;
+        if dynamic {
+            let mut held = book.slots.values();
+            let joins = held.all(|held| held.turn == book.turn && held.key == key);
+            book.insist(joins, "joined a running batch");
+        }
         let overtaken = book.sent[..index]
             .iter()
-            .any(|(_, sent)| sent.waits() && (continuous || self.inner.key(&sent.job) == key));
-        assert!(!overtaken, "an earlier request still waits");
-        let sent = &mut book.sent[index].1;
-        assert_eq!(sent.rows_admitted, choice, "rows out of order");
-        sent.rows_admitted += 1;
+            .any(|(_, sent)| sent.waits() && !(dynamic && self.inner.key(&sent.job) != key));
+        book.insist(!overtaken, "an earlier request still waits");
+        let next_choice = book.sent[index].1.rows_admitted;
+        book.sent[index].1.rows_admitted += 1;
+        book.insist(choice == next_choice, "rows out of order");
         let held = Held {
-            index,
             key,
             memory_units: cost.memory_units,
             turn: book.turn,
         };
-        assert!(book.slots.insert(slot, held).is_none(), "the slot is taken");
+        let free = book.slots.insert(slot, held).is_none();
+        book.insist(free, "the slot is taken");
         self.inner.admit(slot, job, choice)
     }
 
     fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
         let at = self.clock.now();
+        self.check_pass(rows);
         {
-            let book = self.book.borrow();
-            let keys: BTreeSet<BatchKey> =
-                rows.iter().map(|row| book.slots[&row.slot].key).collect();
-            assert_eq!(keys.len(), 1, "one key in a pass");
-            let slots: BTreeSet<Slot> = rows.iter().map(|row| row.slot).collect();
-            assert_eq!(slots.len(), rows.len(), "a row twice in a pass");
-            let next = book.live().find(|sent| sent.waits());
-            if let (Batching::Continuous, Some(next)) = (book.batching(), next) {
-                assert!(
-                    !book.fits(self.inner.cost(&next.job)),
-                    "room, and somebody waits"
-                );
-            }
+            let book = &mut *self.book.borrow_mut();
+            book.passes.push(PassSeen {
+                turn: book.turn,
+                at,
+                took: Duration::ZERO,
+                rows: rows.to_vec(),
+            });
         }
         let outcome = self.inner.step(rows);
-        self.book.borrow_mut().passes.push(PassSeen {
-            at,
-            took: self.clock.now() - at,
-            rows: rows.to_vec(),
-        });
+        let took = self.clock.now() - at;
+        if let Some(pass) = self.book.borrow_mut().passes.last_mut() {
+            pass.took = took;
+        }
         outcome
     }
 
     fn retire(&mut self, slot: Slot) {
-        let held = self.book.borrow_mut().slots.remove(&slot);
-        assert!(
-            held.is_some_and(|held| held.index < usize::MAX),
-            "retired twice"
-        );
+        let book = &mut *self.book.borrow_mut();
+        let held = book.slots.remove(&slot).is_some();
+        book.insist(held, "retired an empty slot");
         self.inner.retire(slot);
+    }
+}
+
+impl Watched {
+    fn check_pass(&self, rows: &[PlannedRow]) {
+        let book = &mut *self.book.borrow_mut();
+        let slots: BTreeSet<Slot> = rows.iter().map(|row| row.slot).collect();
+        book.insist(slots.len() == rows.len(), "a row twice in a pass");
+        let held = slots.iter().filter_map(|slot| book.slots.get(slot));
+        let keys: Vec<BatchKey> = held.map(|held| held.key).collect();
+        book.insist(keys.len() == rows.len(), "a row without a slot in a pass");
+        let same = keys.iter().all(|key| *key == keys[0]);
+        book.insist(same, "keys are mixed in a pass");
+        let next = book.live().find(|sent| sent.waits());
+        let could_join = next.is_some_and(|next| book.fits(self.inner.cost(&next.job)));
+        let joins = book.batching() == Batching::Continuous;
+        book.insist(!(joins && could_join), "there is room, and somebody waits");
     }
 }
