@@ -74,7 +74,7 @@ def check(binary, model):
     with tempfile.TemporaryDirectory(prefix="girandole-") as folder:
         folder = pathlib.Path(folder)
         key_file, log_path = folder / "keys", folder / "log"
-        key_file.write_text(f"conformance={KEY}\n", encoding="utf-8")
+        key_file.write_text(f"{KEY}\n", encoding="utf-8")
         key_file.chmod(0o600)
         with open(log_path, "wb") as log:
             process = start(binary, model, str(key_file), log)
