@@ -36,6 +36,8 @@ use super::{AppState, native, openai, ops};
     )),
     tags(
         (name = "native", description = "submit, follow, ask, cancel"),
+        (name = "openai", description = "for clients of OpenAI's API and of vLLM's additions to it; \
+            what is not served is refused by name"),
         (name = "operations", description = "health, metrics, load"),
     )
 )]

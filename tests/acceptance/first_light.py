@@ -91,7 +91,8 @@ async def native_events(port, request_id, last=None, stop_after=None):
 
 
 def native_text(frames):
-    return "".join(json.loads(frame["data"])["text"] for frame in frames if frame["event"] == "text")
+    parts = [json.loads(frame["data"])["choices"] for frame in frames if frame["event"] == "text"]
+    return "".join(choice["text"] for choices in parts for choice in choices if choice["index"] == 0)
 
 
 async def idle(server, within):

@@ -342,7 +342,7 @@ async fn a_row_that_fails_says_so_and_harms_nobody() {
 async fn nobody_else_sees_a_request() {
     let service = Service::start(Setup {
         script: INSTANT,
-        keys: "alice = alice-secret-0123456789\nbob = bob-secret-0123456789ab",
+        keys: "alice alice-secret-0123456789\nbob bob-secret-0123456789ab",
         ..Setup::default()
     })
     .await;

@@ -24,24 +24,24 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// How the service under test differs from the ordinary.
-pub struct Setup {
-    pub script: &'static str,
-    pub batch_size: u32,
-    pub max_queued_requests: u32,
-    pub edge: EdgeConfig,
-    pub retention: Retention,
-    pub keys: &'static str,
+pub(crate) struct Setup {
+    pub(crate) script: &'static str,
+    pub(crate) batch_size: u32,
+    pub(crate) max_queued_requests: u32,
+    pub(crate) edge: EdgeConfig,
+    pub(crate) retention: Retention,
+    pub(crate) keys: &'static str,
 }
 
 /// Says "Light upon light. " for ever, at once.
-pub const INSTANT: &str = r#"
+pub(crate) const INSTANT: &str = r#"
 [output]
 kind = "text"
 text = "Light upon light. "
 "#;
 
 /// The same at 200 tokens a second.
-pub const STEADY: &str = r#"
+pub(crate) const STEADY: &str = r#"
 [cost]
 tokens_per_second = 200.0
 [output]
@@ -64,11 +64,11 @@ impl Default for Setup {
 
 /// Counts what the engine and the edge report.
 #[derive(Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Requests that were started.
-    pub started: AtomicU32,
-    pub open_streams: AtomicI64,
-    pub frames: AtomicU64,
+    pub(crate) started: AtomicU32,
+    pub(crate) open_streams: AtomicI64,
+    pub(crate) frames: AtomicU64,
 }
 
 impl Observer for Counters {
@@ -98,17 +98,17 @@ impl EdgeMetrics for Counters {
     }
 }
 
-pub struct Service {
-    pub client: Client,
-    pub address: SocketAddr,
-    pub state: Arc<AppState>,
-    pub counters: Arc<Counters>,
+pub(crate) struct Service {
+    pub(crate) client: Client,
+    pub(crate) address: SocketAddr,
+    pub(crate) state: Arc<AppState>,
+    pub(crate) counters: Arc<Counters>,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
 }
 
 impl Service {
-    pub async fn start(setup: Setup) -> Self {
+    pub(crate) async fn start(setup: Setup) -> Self {
         let clock = Arc::new(RealClock::start());
         let counters = Arc::new(Counters::default());
         let script = Script::parse(setup.script).expect("the script is valid");
@@ -174,17 +174,17 @@ impl Service {
     }
 
     /// Ends the service and waits for its end.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.send(()).expect("the server runs");
         self.server.await.expect("the server ends in good order");
     }
 
-    pub async fn submit(&self, body: &SubmitBody) -> String {
+    pub(crate) async fn submit(&self, body: &SubmitBody) -> String {
         self.client.submit(body).await.expect("accepted").id
     }
 
     /// The status once the request has ended.
-    pub async fn ended(&self, id: &str) -> Status {
+    pub(crate) async fn ended(&self, id: &str) -> Status {
         let status = self.client.status(id, Duration::from_secs(20)).await;
         let status = status.expect("the request is there");
         assert!(status.usage.is_some(), "it should have ended: {status:?}");
@@ -192,13 +192,13 @@ impl Service {
     }
 
     /// All events from behind number `after`.
-    pub async fn events(&self, id: &str, after: u64) -> Vec<StreamEvent> {
+    pub(crate) async fn events(&self, id: &str, after: u64) -> Vec<StreamEvent> {
         let stream = self.client.events(id, after).await.expect("a stream");
         stream.collect().await.expect("a whole stream")
     }
 
     /// Waits until nothing waits and nothing runs.
-    pub async fn until_idle(&self) {
+    pub(crate) async fn until_idle(&self) {
         eventually("idle", async || {
             let load = self.client.load().await.unwrap().models.remove(0);
             load.waiting_requests == 0 && load.running_rows == 0 && load.memory_units_used == 0
@@ -208,7 +208,7 @@ impl Service {
 }
 
 /// A request for `max_tokens` tokens.
-pub fn body(prompt: &str, max_tokens: u64) -> SubmitBody {
+pub(crate) fn body(prompt: &str, max_tokens: u64) -> SubmitBody {
     SubmitBody {
         prompt: Some(prompt.into()),
         max_tokens: Some(max_tokens),
@@ -218,12 +218,12 @@ pub fn body(prompt: &str, max_tokens: u64) -> SubmitBody {
 }
 
 /// The first `length` bytes of what the scripts say.
-pub fn said(length: usize) -> String {
+pub(crate) fn said(length: usize) -> String {
     "Light upon light. ".chars().cycle().take(length).collect()
 }
 
 /// Waits until `done`, at most ten seconds.
-pub async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
     for _ in 0..1_000 {
         if done().await {
             return;
@@ -234,7 +234,7 @@ pub async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
 }
 
 /// What a refusal says: status, code, field.
-pub fn refusal<T: std::fmt::Debug>(
+pub(crate) fn refusal<T: std::fmt::Debug>(
     result: Result<T, ClientError>,
 ) -> (u16, String, Option<String>) {
     match result {
@@ -250,15 +250,15 @@ pub fn refusal<T: std::fmt::Debug>(
 
 /// What native events add up to: per answer text and finish reason, and the last event's name.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Sum {
-    pub texts: Vec<String>,
-    pub tokens: Vec<u64>,
-    pub reasons: Vec<Option<String>>,
-    pub end: String,
+pub(crate) struct Sum {
+    pub(crate) texts: Vec<String>,
+    pub(crate) tokens: Vec<u64>,
+    pub(crate) reasons: Vec<Option<String>>,
+    pub(crate) end: String,
 }
 
 impl Sum {
-    pub fn of<'a>(events: impl IntoIterator<Item = &'a StreamEvent>) -> Self {
+    pub(crate) fn of<'a>(events: impl IntoIterator<Item = &'a StreamEvent>) -> Self {
         let mut sum = Sum::default();
         let mut last_id = 0;
         for event in events {

@@ -117,8 +117,7 @@ pub(super) struct CompletionBody {
         tokens::detokenize,
         tokens::apply_template,
     ),
-    components(schemas(ChatBody, CompletionBody, SharedBody, ModelList, ModelBody)),
-    tags((name = "openai", description = "OpenAI's API, and vLLM's additions to it"))
+    components(schemas(ChatBody, CompletionBody, SharedBody, ModelList, ModelBody))
 )]
 struct Description;
 
