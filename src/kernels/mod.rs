@@ -11,6 +11,7 @@
 //!
 //! What is not here: weights' names, model shapes, sampling. Those belong to `model`.
 
+pub mod candle_threads;
 pub mod activation;
 pub mod attention;
 mod dense;
