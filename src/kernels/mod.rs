@@ -1,1 +1,34 @@
-//! What stock Candle lacks, and the one home of `unsafe`.
+//! What stock Candle lacks: matrix products that gain from batching, attention over paged K/V, and the small
+//! operations around them; and the one home of `unsafe`.
+//!
+//! Every function takes Candle tensors and dispatches on their device. On the CPU our own code runs over the
+//! storage slices; elsewhere the same thing is said with stock Candle operations ([`reference`]), which also
+//! serve as an independent twin in the tests.
+//!
+//! **The law.** On the CPU every output row is bit for bit independent of how many rows share the call, of
+//! their order, and of the number of threads. So the order of every sum is fixed per output element, and
+//! Candle's own CPU matrix products, which pick another order for another row count, are never called.
+//!
+//! What is not here: weights' names, model shapes, sampling. Those belong to `model`.
+
+pub mod candle_threads;
+pub mod activation;
+pub mod attention;
+mod dense;
+pub mod embedding;
+pub mod isa;
+pub mod linear;
+mod lines;
+mod math;
+pub mod norm;
+mod panel;
+mod quant;
+pub mod reference;
+pub mod rope;
+mod shared_output;
+mod simd;
+mod tensor_data;
+#[cfg(test)]
+pub(crate) mod test_numbers;
+pub mod threads;
+mod tiled;

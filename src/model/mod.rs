@@ -3,7 +3,11 @@
 //! A [`Model`] is built inside its engine's thread and never leaves it, so nothing in it has to be
 //! `Send` and there is no lock around it.
 
+pub mod device;
+pub mod loader;
 pub mod manifest;
+pub mod scripted;
+pub mod sources;
 pub mod text;
 
 use std::sync::Arc;

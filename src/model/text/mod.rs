@@ -1,6 +1,254 @@
 //! Text generation: the decoder, its paged cache, sampling, tokenizing and detokenizing.
+//!
+//! [`TextModel`] is what the engine drives. Its rows all carry one batch key: prefill chunks and
+//! decode rows share a token-flat pass.
 
 pub mod chat_template;
+pub mod config;
+pub mod decoder;
 pub mod detokenize;
+pub mod kv_cache;
+pub mod names;
+pub mod options;
+pub mod rope;
+mod row;
 pub mod sampling;
 pub mod tokenizer;
+pub mod weights;
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::batch::{BatchKey, Capacity, PlannedRow, RowCost, RowOutcome, Slot};
+use crate::job::{Job, TextJob};
+use crate::kernels::attention::TokenLayout;
+use crate::model::{Admitted, Model, ModelError};
+
+use decoder::{Decoder, KvShape};
+use kv_cache::{BlockPool, blocks_for};
+use row::{Contribution, Row};
+use tokenizer::TextTokenizer;
+
+/// Text rows may always share a pass.
+const KEY: BatchKey = BatchKey(0);
+
+/// Rows of logits that are held at once. Scoring a long prompt asks for one per token, and each is as
+/// wide as the vocabulary.
+const LOGIT_ROWS_AT_ONCE: usize = 64;
+
+/// A language model with its running rows.
+pub struct TextModel {
+    decoder: Decoder,
+    tokenizer: Arc<TextTokenizer>,
+    pool: BlockPool,
+    rows: Vec<Option<Row>>,
+    served_context: usize,
+}
+
+impl TextModel {
+    /// A model with room for `slots` rows. `kv` is the shape that the decoder was loaded with.
+    pub fn new(decoder: Decoder, tokenizer: Arc<TextTokenizer>, slots: u32, kv: &KvShape) -> Self {
+        TextModel {
+            decoder,
+            tokenizer,
+            pool: BlockPool::new(kv.blocks as u32, slots as usize),
+            rows: (0..slots).map(|_| None).collect(),
+            served_context: kv.served_context,
+        }
+    }
+
+    /// Positions that a row of this job may fill.
+    fn positions(&self, job: &TextJob) -> usize {
+        let wanted = job.prompt.len().saturating_add(job.max_tokens as usize);
+        wanted.min(self.served_context.max(job.prompt.len()))
+    }
+
+    fn check(&self, slot: Slot, job: &TextJob) -> Result<(), ModelError> {
+        let refuse = |message| Err(ModelError::Load(message));
+        match self.rows.get(slot.index()) {
+            None => return refuse(format!("there is no slot {}", slot.0)),
+            Some(Some(_)) => return refuse(format!("slot {} is taken", slot.0)),
+            Some(None) => {}
+        }
+        if job.prompt.is_empty() || job.prompt.len() > self.served_context {
+            return refuse(format!(
+                "the prompt has {} tokens; it must have 1 to {}",
+                job.prompt.len(),
+                self.served_context
+            ));
+        }
+        // Found here and not on the device, where it would fail the whole pass.
+        let vocab_size = self.decoder.config().vocab_size;
+        match job.prompt.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(id) => refuse(format!(
+                "the prompt holds token {id}; the model has {vocab_size} tokens"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the planned rows out of their slots, with what each puts into the pass.
+    fn take_rows(&mut self, plan: &[PlannedRow]) -> Result<Vec<ActiveRow>, ModelError> {
+        plan.iter()
+            .map(|planned| {
+                let slot = planned.slot;
+                let row = self.rows.get_mut(slot.index()).and_then(Option::take);
+                row.and_then(|mut row| {
+                    let contribution = row.contribute(planned.phase, planned.work)?;
+                    Some(ActiveRow {
+                        slot,
+                        row,
+                        contribution,
+                    })
+                })
+                .ok_or_else(|| {
+                    ModelError::Device(format!(
+                        "slot {} was planned for {:?}, which its row is not in",
+                        slot.0, planned.phase
+                    ))
+                })
+            })
+            .collect()
+    }
+
+    /// One forward pass over what the rows contribute, and their logits handed to them.
+    fn run(&self, rows: &mut [ActiveRow]) -> Result<(), ModelError> {
+        let (tokens, layout, wanted) = self.flatten(rows)?;
+        let hidden = self.decoder.forward(&tokens, &layout, &wanted)?;
+        let mut uses = uses_of_logits(rows);
+        let mut first = 0;
+        while first < wanted.len() {
+            let count = LOGIT_ROWS_AT_ONCE.min(wanted.len() - first);
+            let logits = self.decoder.logits(&hidden.narrow(0, first, count)?)?;
+            let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
+            self.hand_out(&mut logits, &mut uses);
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// The rows' tokens in one list, where each belongs, and the indices of those whose logits are
+    /// wanted.
+    fn flatten(&self, rows: &[ActiveRow]) -> Result<(Vec<u32>, TokenLayout, Vec<u32>), ModelError> {
+        let (mut tokens, mut slots) = (Vec::new(), Vec::new());
+        let (mut positions, mut wanted) = (Vec::new(), Vec::new());
+        for active in rows {
+            let part = &active.contribution;
+            let first = tokens.len();
+            wanted.extend(part.wanted.clone().map(|index| (first + index) as u32));
+            slots.extend(std::iter::repeat_n(active.slot.0, part.tokens.len()));
+            positions.extend((0..part.tokens.len()).map(|i| (part.first_position + i) as u32));
+            tokens.extend_from_slice(&part.tokens);
+        }
+        let layout = TokenLayout::new(slots, positions, self.pool.tables().to_vec())?;
+        Ok((tokens, layout, wanted))
+    }
+
+    /// Gives each row its part of `logits`, which continue where the last call ended.
+    fn hand_out(&self, logits: &mut [f32], uses: &mut Vec<LogitUse<'_>>) {
+        let vocab_size = self.decoder.config().vocab_size;
+        let mut parts = Vec::new();
+        let mut rest = logits;
+        for pending in uses.iter_mut() {
+            let count = pending.count.min(rest.len() / vocab_size);
+            if count == 0 {
+                continue;
+            }
+            let (part, after) = rest.split_at_mut(count * vocab_size);
+            rest = after;
+            let position = pending.first_position;
+            pending.first_position += count;
+            pending.count -= count;
+            parts.push((&mut *pending.row, position, part));
+        }
+        parts.into_par_iter().for_each(|(row, position, part)| {
+            row.take_logits(position, part.chunks_exact_mut(vocab_size));
+        });
+        uses.retain(|pending| pending.count > 0);
+    }
+}
+
+/// A row during a step.
+struct ActiveRow {
+    slot: Slot,
+    row: Row,
+    contribution: Contribution,
+}
+
+/// Logits that a row still waits for.
+struct LogitUse<'a> {
+    row: &'a mut Row,
+    /// Position of the first of them.
+    first_position: usize,
+    count: usize,
+}
+
+fn uses_of_logits(rows: &mut [ActiveRow]) -> Vec<LogitUse<'_>> {
+    rows.iter_mut()
+        .map(|active| LogitUse {
+            row: &mut active.row,
+            first_position: active.contribution.first_position + active.contribution.wanted.start,
+            count: active.contribution.wanted.len(),
+        })
+        .collect()
+}
+
+impl Model for TextModel {
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            slots: self.rows.len() as u32,
+            memory_units: self.pool.total() as u32,
+        }
+    }
+
+    fn key(&self, _job: &Job) -> BatchKey {
+        KEY
+    }
+
+    fn cost(&self, job: &Job) -> RowCost {
+        let Job::Text(job) = job;
+        RowCost {
+            begin_work: job.prompt.len().max(1) as u32,
+            max_iterations: job.max_tokens,
+            memory_units: blocks_for(self.positions(job)) as u32,
+        }
+    }
+
+    fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
+        let Job::Text(job) = &**job;
+        self.check(slot, job)?;
+        self.pool
+            .reserve(slot, self.positions(job))
+            .map_err(|error| ModelError::OutOfMemory(error.to_string()))?;
+        let mut row = Row::new(job, choice, &self.tokenizer, self.served_context);
+        row.score_first_token();
+        self.rows[slot.index()] = Some(row);
+        Ok(Admitted::default())
+    }
+
+    /// A pass that fails leaves its rows' slots empty but reserved, until they are retired.
+    fn step(&mut self, plan: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
+        let mut rows = self.take_rows(plan)?;
+        self.run(&mut rows)?;
+        Ok(rows
+            .into_iter()
+            .map(|mut active| {
+                let (emitted, next) = active.row.report(KEY);
+                self.rows[active.slot.index()] = Some(active.row);
+                RowOutcome {
+                    slot: active.slot,
+                    emitted,
+                    next,
+                }
+            })
+            .collect())
+    }
+
+    fn retire(&mut self, slot: Slot) {
+        self.pool.release(slot);
+        if let Some(row) = self.rows.get_mut(slot.index()) {
+            *row = None;
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Products with plain weights: f32, f16 and bf16, kept in the dtype that they came in, summed in f32.
+//!
+//! A tile holds, for each of the k inputs, the weights of sixteen output columns side by side. What every kernel
+//! computes, in which order, is [`portable`]: two running sums, of even and of odd inputs, one fused multiply-add
+//! per input; then their sum. It depends on nothing but the row and the column.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
+use half::{bf16, f16};
+
+use super::isa::Isa;
+use super::lines::{self, Line};
+use super::panel::split_rows;
+use super::tensor_data::with_slice;
+use super::threads;
+use super::tiled::{MAX_PANEL_ROWS, Product, Sums, TILE_COLUMNS};
+
+/// A weight's number type.
+trait Element: WithDType {
+    const BYTES: usize = size_of::<Self>();
+    fn write(self, bytes: &mut [u8]);
+    fn read(bytes: &[u8]) -> f32;
+}
+
+macro_rules! element {
+    ($type:ty, $bytes:ident => $read:expr) => {
+        impl Element for $type {
+            fn write(self, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&self.to_le_bytes());
+            }
+            #[inline(always)]
+            fn read($bytes: &[u8]) -> f32 {
+                $read
+            }
+        }
+    };
+}
+
+element!(f32, bytes => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+element!(f16, bytes => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32());
+element!(bf16, bytes => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32());
+
+/// Runs `$body` with `$element` naming the type that belongs to a dtype.
+macro_rules! with_element {
+    ($dtype:expr, $element:ident => $body:expr, else $otherwise:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $element = f32;
+                $body
+            }
+            DType::F16 => {
+                type $element = f16;
+                $body
+            }
+            DType::BF16 => {
+                type $element = bf16;
+                $body
+            }
+            _ => $otherwise,
+        }
+    };
+}
+
+/// A weight of shape (n, k), packed in tiles.
+pub(super) struct DenseMatrix {
+    dtype: DType,
+    out_features: usize,
+    in_features: usize,
+    lines: Vec<Line>,
+}
+
+impl DenseMatrix {
+    /// Packs a weight of shape (n, k) on the CPU.
+    ///
+    /// # Errors
+    /// When it is not f32, f16 or bf16, or its rank is not 2.
+    pub(super) fn pack(weight: &Tensor) -> Result<Self> {
+        let (out_features, in_features) = weight.dims2()?;
+        let dtype = weight.dtype();
+        let lines = with_element!(
+            dtype,
+            E => with_slice::<E, _>(weight, |weight| Ok(pack(weight, out_features, in_features)))?,
+            else bail!("weights are f32, f16 or bf16, not {dtype:?}")
+        );
+        Ok(Self {
+            dtype,
+            out_features,
+            in_features,
+            lines,
+        })
+    }
+
+    /// k
+    pub(super) fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// n
+    pub(super) fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// x: (rows, k) -> output: (rows, n), plus `bias` (n,) in each row.
+    pub(super) fn multiply(&self, isa: Isa, x: &[f32], bias: Option<&[f32]>, output: &mut [f32]) {
+        let (n, k) = (self.out_features, self.in_features);
+        let product = product(isa, x.len() / k, k, n, bias);
+        let x = interleave_rows(x, k, product.max_panel_rows);
+        let lines_per_tile = lines_per_tile(k, self.dtype.size_in_bytes());
+        product.run(output, |tile, panel, sums| {
+            let tile = lines::bytes(&self.lines[tile * lines_per_tile..(tile + 1) * lines_per_tile]);
+            let x = &x[panel.first_row * k..(panel.first_row + panel.rows) * k];
+            with_element!(self.dtype, E => multiply_tile::<E>(isa, tile, x, sums), else unreachable!("packed dtypes only"));
+        });
+    }
+
+    /// Row `row` of the weight into `output` (k,).
+    ///
+    /// # Errors
+    /// When the row is outside the weight.
+    pub(super) fn widen_row(&self, row: usize, output: &mut [f32]) -> Result<()> {
+        if row >= self.out_features {
+            bail!("row {row} is outside a table of {} rows", self.out_features);
+        }
+        let lines_per_tile = lines_per_tile(self.in_features, self.dtype.size_in_bytes());
+        let tile = lines::bytes(&self.lines[row / TILE_COLUMNS * lines_per_tile..]);
+        with_element!(self.dtype, E => {
+            for (output, weights) in output.iter_mut().zip(tile.chunks_exact(TILE_COLUMNS * E::BYTES)) {
+                *output = E::read(&weights[row % TILE_COLUMNS * E::BYTES..]);
+            }
+        }, else unreachable!("packed dtypes only"));
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for DenseMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "DenseMatrix[{} x {} {:?}]",
+            self.out_features, self.in_features, self.dtype
+        )
+    }
+}
+
+/// (rows, k) times a quantised (n, k) without tile kernels: a tile is widened to f32 each time it is needed.
+///
+/// # Errors
+/// When Candle cannot dequantise the weight.
+pub(super) fn multiply_widened(
+    weight: &QTensor,
+    isa: Isa,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    output: &mut [f32],
+) -> Result<()> {
+    let (n, k) = weight.shape().dims2()?;
+    let product = product(isa, x.len() / k, k, n, bias);
+    let x = interleave_rows(x, k, product.max_panel_rows);
+    let failure = std::sync::Mutex::new(None);
+    product.run(output, |tile, panel, sums| {
+        let columns = tile * TILE_COLUMNS..n.min((tile + 1) * TILE_COLUMNS);
+        match widened_tile(weight, columns) {
+            Ok(lines) => {
+                let x = &x[panel.first_row * k..(panel.first_row + panel.rows) * k];
+                multiply_tile::<f32>(isa, lines::bytes(&lines), x, sums);
+            }
+            Err(error) => {
+                *failure
+                    .lock()
+                    .expect("nothing panics while it holds this lock") = Some(error)
+            }
+        }
+    });
+    failure
+        .into_inner()
+        .expect("nothing panics while it holds this lock")
+        .map_or(Ok(()), Err)
+}
+
+fn widened_tile(weight: &QTensor, columns: std::ops::Range<usize>) -> Result<Vec<Line>> {
+    let (_, k) = weight.shape().dims2()?;
+    let ids: Vec<u32> = columns.map(|column| column as u32).collect();
+    let rows = weight.embedding(&Tensor::new(ids.as_slice(), &Device::Cpu)?)?;
+    with_slice::<f32, _>(&rows, |rows| Ok(pack(rows, ids.len(), k)))
+}
+
+fn product<'a>(isa: Isa, rows: usize, k: usize, n: usize, bias: Option<&'a [f32]>) -> Product<'a> {
+    let max_panel_rows = if isa == Isa::Avx512 {
+        MAX_PANEL_ROWS
+    } else {
+        MAX_PANEL_ROWS / 2
+    };
+    Product {
+        rows,
+        k,
+        n,
+        max_panel_rows,
+        row_bytes: k * size_of::<f32>(),
+        bias,
+    }
+}
+
+fn lines_per_tile(k: usize, element_bytes: usize) -> usize {
+    (k * TILE_COLUMNS * element_bytes).div_ceil(size_of::<Line>())
+}
+
+fn pack<E: Element>(weight: &[E], n: usize, k: usize) -> Vec<Line> {
+    let lines_per_tile = lines_per_tile(k, E::BYTES);
+    let mut lines = vec![Line::ZERO; n.div_ceil(TILE_COLUMNS) * lines_per_tile];
+    threads::for_each_chunk(&mut lines, lines_per_tile.max(1), |tile, lines| {
+        let tile_bytes = lines::bytes_mut(lines);
+        let columns = tile * TILE_COLUMNS..n.min((tile + 1) * TILE_COLUMNS);
+        for (column, row) in weight[columns.start * k..columns.end * k]
+            .chunks_exact(k)
+            .enumerate()
+        {
+            for (input, value) in row.iter().enumerate() {
+                let at = (input * TILE_COLUMNS + column) * E::BYTES;
+                value.write(&mut tile_bytes[at..at + E::BYTES]);
+            }
+        }
+    });
+    lines
+}
+
+/// Per panel, the inputs of its rows side by side.
+fn interleave_rows(x: &[f32], k: usize, max_rows: usize) -> Vec<f32> {
+    let mut interleaved = vec![0f32; x.len()];
+    for panel in split_rows(x.len() / k, max_rows) {
+        let range = panel.first_row * k..(panel.first_row + panel.rows) * k;
+        let out = &mut interleaved[range.clone()];
+        for (row, x) in x[range].chunks_exact(k).enumerate() {
+            for (out, x) in out[row..].iter_mut().step_by(panel.rows).zip(x) {
+                *out = *x;
+            }
+        }
+    }
+    interleaved
+}
+
+/// One tile times one panel: `x` holds the interleaved inputs of as many rows as `sums`.
+#[allow(
+    unsafe_code,
+    reason = "calls kernels compiled for instructions that the processor has"
+)]
+fn multiply_tile<E: Element>(isa: Isa, tile: &[u8], x: &[f32], sums: &mut Sums) {
+    macro_rules! kernels {
+        ($module:ident, $($rows:literal)*) => {{
+            type Kernel = unsafe fn(&[u8], &[f32], &mut Sums);
+            let kernel: Kernel = match sums.len() {
+                $($rows => $module::multiply_tile::<E, $rows>,)*
+                rows => unreachable!("no panels of {rows} rows"),
+            };
+            // SAFETY: an `Isa` other than portable is only made when the processor has it; `tile` has sixteen
+            // weights for each input of `x`.
+            unsafe { kernel(tile, x, sums) }
+        }};
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => kernels!(avx512, 1 2 3 4 6 8),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => kernels!(avx2, 1 2 3 4),
+        _ => portable::multiply_tile::<E>(tile, x, sums),
+    }
+}

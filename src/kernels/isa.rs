@@ -1,0 +1,115 @@
+//! Which vector instructions this processor has, found once at run time, so that one portable binary is fast
+//! everywhere.
+
+use std::sync::OnceLock;
+
+/// An instruction set that kernels are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust, for any processor.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI.
+    Avx512,
+}
+
+impl Isa {
+    /// The best set of this processor.
+    pub fn detected() -> Self {
+        #[cfg(test)]
+        if let Some(forced) = FORCED.get() {
+            return forced;
+        }
+        static DETECTED: OnceLock<Isa> = OnceLock::new();
+        *DETECTED.get_or_init(|| {
+            *Self::available()
+                .last()
+                .expect("the portable set is always available")
+        })
+    }
+
+    /// All sets that this processor can run, the best last.
+    pub fn available() -> Vec<Self> {
+        let mut available = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx2") && has!("fma") && has!("f16c") {
+                available.push(Self::Avx2);
+                if has!("avx512f")
+                    && has!("avx512bw")
+                    && has!("avx512dq")
+                    && has!("avx512vl")
+                    && has!("avx512vnni")
+                {
+                    available.push(Self::Avx512);
+                }
+            }
+        }
+        available
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static FORCED: std::cell::Cell<Option<Isa>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+impl Isa {
+    /// Runs `body` once per available set, which then counts as detected on this thread, and returns the results,
+    /// the plain one first.
+    pub(super) fn for_each<T>(body: impl Fn() -> T) -> Vec<T> {
+        let run = |isa| {
+            FORCED.set(Some(isa));
+            let result = body();
+            FORCED.set(None);
+            result
+        };
+        Self::available().into_iter().map(run).collect()
+    }
+}
+
+/// Defines a function that runs one body compiled once per instruction set.
+///
+/// A body is `#[inline(always)]`; written `body<Vector>` it is generic over [`Vector`](super::simd::Vector). It fixes the
+/// order of its sums itself, so all versions agree bit for bit.
+macro_rules! per_isa {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident<Vector>;) => {
+        $crate::kernels::isa::per_isa! {
+            @define [$(#[$attribute])* $visibility fn $name] ($($argument: $type),*)
+            [$body::<$crate::kernels::simd::x86::Avx512>] [$body::<$crate::kernels::simd::x86::Avx2>] [$body::<[f32; 16]>]
+        }
+    };
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident;) => {
+        $crate::kernels::isa::per_isa! {
+            @define [$(#[$attribute])* $visibility fn $name] ($($argument: $type),*) [$body] [$body] [$body]
+        }
+    };
+    (@define [$($signature:tt)*] ($($argument:ident: $type:ty),*) [$($avx512:tt)*] [$($avx2:tt)*] [$($portable:tt)*]) => {
+        #[allow(unsafe_code, reason = "calls a function compiled for instructions that were found at run time")]
+        $($signature)*($($argument: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
+                fn avx512($($argument: $type),*) {
+                    $($avx512)*($($argument),*)
+                }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2($($argument: $type),*) {
+                    $($avx2)*($($argument),*)
+                }
+                match $crate::kernels::isa::Isa::detected() {
+                    // SAFETY: `detected` found these features on this processor.
+                    $crate::kernels::isa::Isa::Avx512 => return unsafe { avx512($($argument),*) },
+                    // SAFETY: as above.
+                    $crate::kernels::isa::Isa::Avx2 => return unsafe { avx2($($argument),*) },
+                    $crate::kernels::isa::Isa::Portable => {}
+                }
+            }
+            $($portable)*($($argument),*)
+        }
+    };
+}
+pub(super) use per_isa;

@@ -1,0 +1,288 @@
+//! Products with quantised weights.
+//!
+//! A weight is repacked once, at load, into tiles of sixteen output columns ([`tile`]); the rows of a call are
+//! quantised once to 8 bits ([`activation`]); then every tile is read once and its weights, unpacked in
+//! registers, serve a panel of rows. Decoding one row is bound by memory, several rows by arithmetic.
+//!
+//! [`reference`](super::reference) and [`portable`] are the plain twins. What every kernel must compute, in which
+//! order, is `portable::add_block`: integer sums per block, then one fused multiply-add per scale, block after
+//! block. It depends on nothing but the row and the column.
+
+mod activation;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod format;
+mod portable;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Result, bail};
+
+use self::activation::{ActivationBlock, quantize_row};
+use self::format::{BLOCK, Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use super::isa::Isa;
+use super::lines::{self, Line};
+use super::panel::split_rows;
+use super::threads;
+use super::tiled::{MAX_PANEL_ROWS, Product, Sums, TILE_COLUMNS};
+
+/// Runs `$body` with `$format` naming the type that belongs to a dtype.
+macro_rules! with_format {
+    ($dtype:expr, $format:ident => $body:expr, else $otherwise:expr) => {
+        match $dtype {
+            GgmlDType::Q4_0 => {
+                type $format = Q4_0;
+                $body
+            }
+            GgmlDType::Q4_1 => {
+                type $format = Q4_1;
+                $body
+            }
+            GgmlDType::Q5_0 => {
+                type $format = Q5_0;
+                $body
+            }
+            GgmlDType::Q5_1 => {
+                type $format = Q5_1;
+                $body
+            }
+            GgmlDType::Q8_0 => {
+                type $format = Q8_0;
+                $body
+            }
+            GgmlDType::Q4K => {
+                type $format = Q4K;
+                $body
+            }
+            GgmlDType::Q5K => {
+                type $format = Q5K;
+                $body
+            }
+            GgmlDType::Q6K => {
+                type $format = Q6K;
+                $body
+            }
+            _ => $otherwise,
+        }
+    };
+}
+
+/// A weight of shape (n, k), packed in tiles.
+pub(super) struct QuantMatrix {
+    dtype: GgmlDType,
+    /// n
+    out_features: usize,
+    /// k
+    in_features: usize,
+    lines: Vec<Line>,
+    lines_per_tile: usize,
+}
+
+impl std::fmt::Debug for QuantMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "QuantMatrix[{} x {} {:?}]",
+            self.out_features, self.in_features, self.dtype
+        )
+    }
+}
+
+impl QuantMatrix {
+    /// Whether a format has tile kernels.
+    pub(super) fn supports(dtype: GgmlDType) -> bool {
+        with_format!(dtype, _F => true, else false)
+    }
+
+    /// Packs a weight of shape (n, k).
+    ///
+    /// # Errors
+    /// When its format has no tile kernels ([`Self::supports`]) or its rank is not 2.
+    pub(super) fn pack(weight: &QTensor) -> Result<Self> {
+        let (out_features, in_features) = weight.shape().dims2()?;
+        let dtype = weight.dtype();
+        let bytes = weight.data()?;
+        let pack = Packing {
+            bytes: &bytes,
+            out_features,
+            in_features,
+        };
+        let (lines, lines_per_tile) =
+            with_format!(dtype, F => pack.run::<F>(), else bail!("no tile kernels for {dtype:?}"));
+        Ok(Self {
+            dtype,
+            out_features,
+            in_features,
+            lines,
+            lines_per_tile,
+        })
+    }
+
+    /// k
+    pub(super) fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// n
+    pub(super) fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// x: (rows, k) -> output: (rows, n), plus `bias` (n,) in each row; with instructions that the processor has.
+    pub(super) fn multiply(&self, isa: Isa, x: &[f32], bias: Option<&[f32]>, output: &mut [f32]) {
+        with_format!(self.dtype, F => self.multiply_as::<F>(isa, x, bias, output), else unreachable!("packed formats only"));
+    }
+
+    fn multiply_as<F: Format>(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
+        let (n, k) = (self.out_features, self.in_features);
+        let rows = x.len() / k;
+        assert_eq!(
+            (x.len(), output.len()),
+            (rows * k, rows * n),
+            "slices of whole rows"
+        );
+        let max_rows = max_panel_rows(isa);
+        let activations = quantize_rows::<F>(x, k, max_rows);
+        let blocks = k / BLOCK;
+        let groups = blocks / F::GROUP_BLOCKS;
+        let row_bytes = blocks * size_of::<ActivationBlock>();
+        let product = Product {
+            rows,
+            k,
+            n,
+            max_panel_rows: max_rows,
+            row_bytes,
+            bias,
+        };
+        product.run(output, |tile, panel, sums| {
+            let x = &activations[panel.first_row * blocks..(panel.first_row + panel.rows) * blocks];
+            multiply_tile::<F>(isa, self.tile(tile), groups, x, sums);
+        });
+    }
+
+    fn tile(&self, tile: usize) -> &[u8] {
+        lines::bytes(&self.lines[tile * self.lines_per_tile..(tile + 1) * self.lines_per_tile])
+    }
+
+    /// Row `row` of the weight, dequantised as Candle does, into `output` (k,).
+    ///
+    /// # Errors
+    /// When the row is outside the weight.
+    pub(super) fn dequantize_row(&self, row: usize, output: &mut [f32]) -> Result<()> {
+        if row >= self.out_features {
+            bail!("row {row} is outside a table of {} rows", self.out_features);
+        }
+        with_format!(self.dtype, F => self.dequantize_row_as::<F>(row, output), else unreachable!("packed formats only"));
+        Ok(())
+    }
+
+    fn dequantize_row_as<F: Format>(&self, row: usize, output: &mut [f32]) {
+        let (tile, column) = (self.tile(row / TILE_COLUMNS), row % TILE_COLUMNS);
+        let groups = self.in_features / BLOCK / F::GROUP_BLOCKS;
+        for (block, output) in output.chunks_exact_mut(BLOCK).enumerate() {
+            let (q, scales, min) = tile::block_of_column::<F>(tile, groups, block, column);
+            for (i, (output, q)) in output.iter_mut().zip(q).enumerate() {
+                let value = (i32::from(q) - F::ZERO) as f32 * scales[i / (BLOCK / 2)];
+                *output = if F::HAS_MIN { value + min } else { value };
+            }
+        }
+    }
+}
+
+/// A weight's bytes on their way into tiles.
+struct Packing<'a> {
+    bytes: &'a [u8],
+    out_features: usize,
+    in_features: usize,
+}
+
+impl Packing<'_> {
+    /// The tiles, and the lines of each.
+    fn run<F: Format>(&self) -> (Vec<Line>, usize) {
+        let groups = self.in_features / (BLOCK * F::GROUP_BLOCKS);
+        let row_bytes = groups * F::FILE_BYTES;
+        let lines_per_tile = tile::tile_bytes::<F>(groups) / size_of::<Line>();
+        let tiles = self.out_features.div_ceil(TILE_COLUMNS);
+        let mut lines = vec![Line::ZERO; tiles * lines_per_tile];
+        if lines.is_empty() {
+            return (lines, lines_per_tile);
+        }
+        threads::for_each_chunk(&mut lines, lines_per_tile, |tile, lines| {
+            let rows = tile * TILE_COLUMNS..self.out_features.min((tile + 1) * TILE_COLUMNS);
+            let bytes = &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
+            tile::pack_tile::<F>(bytes, row_bytes, lines::bytes_mut(lines));
+        });
+        (lines, lines_per_tile)
+    }
+}
+
+/// The most rows that fit the registers.
+fn max_panel_rows(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => MAX_PANEL_ROWS,
+        Isa::Avx2 | Isa::Portable => 4,
+    }
+}
+
+/// All rows in 8 bits, in panels: the blocks of a panel's rows interleaved.
+fn quantize_rows<F: Format>(x: &[f32], k: usize, max_rows: usize) -> Vec<ActivationBlock> {
+    let blocks = k / BLOCK;
+    let mut activations = vec![ActivationBlock::EMPTY; x.len() / BLOCK];
+    threads::for_each_chunk(
+        &mut activations,
+        (max_rows * blocks).max(1),
+        |chunk, activations| {
+            let x = &x[chunk * max_rows * k..];
+            for panel in split_rows(activations.len() / blocks, max_rows) {
+                let out = &mut activations[panel.first_row * blocks..][..panel.rows * blocks];
+                for row in 0..panel.rows {
+                    let x = &x[(panel.first_row + row) * k..][..k];
+                    quantize_row(x, F::ZERO, F::HALVES, out, row, panel.rows);
+                }
+            }
+        },
+    );
+    activations
+}
+
+/// One tile times one panel of as many rows as `sums`.
+#[allow(
+    unsafe_code,
+    reason = "calls kernels compiled for instructions that the processor has"
+)]
+fn multiply_tile<F: Format>(
+    isa: Isa,
+    tile: &[u8],
+    groups: usize,
+    panel: &[ActivationBlock],
+    sums: &mut Sums,
+) {
+    macro_rules! kernels {
+        ($module:ident, $($rows:literal)*) => {{
+            type Kernel = unsafe fn(&[u8], usize, &[ActivationBlock], &mut Sums);
+            let kernel: Kernel = match sums.len() {
+                $($rows => $module::multiply_tile::<F, $rows>,)*
+                rows => unreachable!("no panels of {rows} rows"),
+            };
+            // SAFETY: an `Isa` other than portable is only made when the processor has it; tile and panel are whole.
+            unsafe { kernel(tile, groups, panel, sums) }
+        }};
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => kernels!(avx512, 1 2 3 4 6 8),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => kernels!(avx2, 1 2 3 4),
+        _ => portable::multiply_tile::<F>(tile, groups, panel, sums),
+    }
+}

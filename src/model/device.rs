@@ -1,0 +1,158 @@
+//! Which device a model runs on, and in which number formats: the one place that knows what was
+//! compiled in.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::{DType, Device};
+
+use super::ModelError;
+
+/// A device, as a person writes it: `cpu`, `cuda:0`, `metal:0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DeviceSpec {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda(usize),
+    /// An Apple GPU.
+    Metal(usize),
+}
+
+/// The text names no device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a device; write cpu, cuda:N or metal:N")]
+pub struct InvalidDevice(String);
+
+impl FromStr for DeviceSpec {
+    type Err = InvalidDevice;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (kind, index) = text.split_once(':').unwrap_or((text, "0"));
+        let invalid = || InvalidDevice(text.to_string());
+        let index = index.parse().map_err(|_| invalid())?;
+        match kind {
+            "cpu" if text == "cpu" => Ok(DeviceSpec::Cpu),
+            "cuda" => Ok(DeviceSpec::Cuda(index)),
+            "metal" => Ok(DeviceSpec::Metal(index)),
+            _ => Err(invalid()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceSpec::Cpu => f.write_str("cpu"),
+            DeviceSpec::Cuda(index) => write!(f, "cuda:{index}"),
+            DeviceSpec::Metal(index) => write!(f, "metal:{index}"),
+        }
+    }
+}
+
+impl DeviceSpec {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// Support for it is not compiled in, or it is not there.
+    pub fn open(self) -> Result<Device, ModelError> {
+        let absent = |error| ModelError::Load(format!("cannot open device {self}: {error}"));
+        match self {
+            DeviceSpec::Cpu => Ok(Device::Cpu),
+            DeviceSpec::Cuda(index) if cfg!(feature = "cuda") => {
+                Device::new_cuda(index).map_err(absent)
+            }
+            DeviceSpec::Metal(index) if cfg!(feature = "metal") => {
+                Device::new_metal(index).map_err(absent)
+            }
+            DeviceSpec::Cuda(_) => Err(self.not_compiled_in("cuda")),
+            DeviceSpec::Metal(_) => Err(self.not_compiled_in("metal")),
+        }
+    }
+
+    fn not_compiled_in(self, feature: &str) -> ModelError {
+        ModelError::Load(format!(
+            "device {self} needs a build with the feature {feature:?}, which this one lacks"
+        ))
+    }
+
+    /// The format of keys and values where nobody chooses one: half the memory on a GPU, full
+    /// precision on the CPU.
+    pub fn default_kv_dtype(self) -> FloatType {
+        match self {
+            DeviceSpec::Cpu => FloatType::F32,
+            DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => FloatType::F16,
+        }
+    }
+}
+
+/// A number format for weights or for keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FloatType {
+    /// 32 bits.
+    F32,
+    /// 16 bits, IEEE.
+    F16,
+    /// 16 bits with the exponent of 32.
+    BF16,
+}
+
+/// The text names no number format.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a number format; write f32, f16 or bf16")]
+pub struct InvalidFloatType(String);
+
+impl FromStr for FloatType {
+    type Err = InvalidFloatType;
+    /// Takes PyTorch's names too, as they stand in `config.json`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "f32" | "float32" => Ok(FloatType::F32),
+            "f16" | "float16" => Ok(FloatType::F16),
+            "bf16" | "bfloat16" => Ok(FloatType::BF16),
+            _ => Err(InvalidFloatType(text.to_string())),
+        }
+    }
+}
+
+impl From<FloatType> for DType {
+    fn from(float: FloatType) -> Self {
+        match float {
+            FloatType::F32 => DType::F32,
+            FloatType::F16 => DType::F16,
+            FloatType::BF16 => DType::BF16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for (text, device) in [
+            ("cpu", Some(DeviceSpec::Cpu)),
+            ("cuda", Some(DeviceSpec::Cuda(0))),
+            ("cuda:3", Some(DeviceSpec::Cuda(3))),
+            ("metal:0", Some(DeviceSpec::Metal(0))),
+            ("cpu:0", None),
+            ("cuda:", None),
+            ("cuda:-1", None),
+            ("tpu", None),
+        ] {
+            assert_eq!(text.parse().ok(), device, "{text}");
+        }
+        assert_eq!(DeviceSpec::Cuda(3).to_string(), "cuda:3");
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_device_that_is_not_compiled_in_says_so() {
+        let error = DeviceSpec::Cuda(0).open().expect_err("no such feature");
+        assert_eq!(
+            error.to_string(),
+            "device cuda:0 needs a build with the feature \"cuda\", which this one lacks"
+        );
+    }
+}

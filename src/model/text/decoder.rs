@@ -1,0 +1,352 @@
+//! The decoder: one pass over a flat list of tokens, whatever rows and positions they belong to.
+//!
+//! Prefill chunks and decode rows of unequal length mix without padding: the linear layers see one
+//! `(tokens, width)` matrix, and only rotary embedding and attention look at slots and positions. On
+//! the CPU a token's result is bit for bit the same in any company; the kernels see to that.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::config::{Activation, DecoderConfig};
+use super::kv_cache;
+use super::names::{Matrix, Norm};
+use super::rope::RopeTable;
+use super::weights::WeightSource;
+use crate::kernels::activation::{gelu_tanh_mul, silu_mul};
+use crate::kernels::attention::{
+    AttentionOptions, PagedKv, TokenLayout, paged_attention, write_kv,
+};
+use crate::kernels::embedding::Embedding;
+use crate::kernels::linear::Linear;
+use crate::kernels::norm::rms_norm;
+use crate::kernels::rope::rope;
+use crate::model::ModelError;
+
+/// How much room the decoder gets for rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Positions that a row may reach.
+    pub served_context: usize,
+    /// Key-value blocks of all rows together.
+    pub blocks: usize,
+    /// f32 or f16 (bf16 where the device knows it).
+    pub dtype: DType,
+}
+
+/// A loaded model.
+pub struct Decoder {
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    final_norm: NormWeight,
+    head: Linear,
+    ropes: Vec<RopeTable>,
+    caches: Vec<PagedKv>,
+    config: DecoderConfig,
+    device: Device,
+}
+
+struct Layer {
+    attention_norm: NormWeight,
+    attention: Attention,
+    post_attention_norm: Option<NormWeight>,
+    feed_forward_norm: NormWeight,
+    feed_forward: FeedForward,
+    post_feed_forward_norm: Option<NormWeight>,
+}
+
+struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    query_norm: Option<NormWeight>,
+    key_norm: Option<NormWeight>,
+    options: AttentionOptions,
+    rope: usize,
+}
+
+struct FeedForward {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+}
+
+struct NormWeight {
+    weight: Tensor,
+    eps: f32,
+}
+
+impl NormWeight {
+    /// x: `(rows, width), f32` of any shape that ends in the norm's width.
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        rms_norm(x, &self.weight, self.eps)
+    }
+
+    /// x: `(tokens, heads, head_dim), f32`, each head by itself.
+    fn forward_heads(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let (tokens, heads, head_dim) = x.dims3()?;
+        self.forward(&x.reshape((tokens * heads, head_dim))?)?
+            .reshape((tokens, heads, head_dim))
+    }
+}
+
+impl Decoder {
+    /// Takes a decoder's weights from a source and sets up its cache.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen or unknown, with its name; or memory runs out.
+    pub fn load(
+        config: &DecoderConfig,
+        source: &mut dyn WeightSource,
+        kv: &KvShape,
+    ) -> Result<Self, ModelError> {
+        let device = source.device().clone();
+        let mut parts = Parts { config, source };
+        let embedding = parts.embedding()?;
+        let layers = (0..config.layers.len())
+            .map(|layer| parts.layer(layer))
+            .collect::<Result<Vec<_>, _>>()?;
+        let final_norm = parts.norm(Norm::Final, 0)?;
+        let head = if config.tied_head {
+            embedding.tied_head()?
+        } else {
+            parts.linear(Matrix::Head, 0, false)?
+        };
+        source.finish(config)?;
+        let ropes = config
+            .ropes
+            .iter()
+            .map(|rope| RopeTable::new(rope, kv.served_context, &device))
+            .collect::<candle_core::Result<_>>()?;
+        Ok(Decoder {
+            embedding,
+            layers,
+            final_norm,
+            head,
+            ropes,
+            caches: kv_cache::allocate(config, kv.blocks, kv.dtype, &device)?,
+            config: config.clone(),
+            device,
+        })
+    }
+
+    /// Its shape and switches.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Runs the tokens through all layers and stores their keys and values.
+    ///
+    /// `tokens: (T,)` belong to the slots and positions of `layout`. Returns the normed hidden state of
+    /// the tokens at the indices `wanted`: `(wanted, hidden_size), f32`.
+    ///
+    /// # Errors
+    /// What the device reports, memory above all.
+    pub fn forward(
+        &self,
+        tokens: &[u32],
+        layout: &TokenLayout,
+        wanted: &[u32],
+    ) -> candle_core::Result<Tensor> {
+        let ids = Tensor::new(tokens, &self.device)?;
+        let mut hidden = self.embedding.forward(&ids)?;
+        if let Some(scale) = self.config.embedding_scale {
+            hidden = (hidden * f64::from(scale))?;
+        }
+        let last = self.layers.len() - 1;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let rope = &self.ropes[layer.attention.rope];
+            let attended = layer.attend(&hidden, rope, &self.caches[index], layout)?;
+            hidden = (hidden + attended)?;
+            // After the last attention nothing reads the other tokens any more.
+            if index == last {
+                if wanted.is_empty() {
+                    return hidden.narrow(0, 0, 0);
+                }
+                let wanted = Tensor::new(wanted, &self.device)?;
+                hidden = hidden.index_select(&wanted, 0)?;
+            }
+            let fed = layer.feed_forward(&hidden)?;
+            hidden = (hidden + fed)?;
+        }
+        self.final_norm.forward(&hidden)
+    }
+
+    /// hidden: `(rows, hidden_size), f32` -> logits `(rows, vocab_size), f32`.
+    ///
+    /// # Errors
+    /// What the device reports, memory above all.
+    pub fn logits(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let logits = self.head.forward(hidden)?;
+        match self.config.logit_softcap {
+            None => Ok(logits),
+            Some(cap) => (logits / f64::from(cap))?.tanh()? * f64::from(cap),
+        }
+    }
+}
+
+impl Layer {
+    fn attend(
+        &self,
+        hidden: &Tensor,
+        rope: &RopeTable,
+        cache: &PagedKv,
+        layout: &TokenLayout,
+    ) -> candle_core::Result<Tensor> {
+        let normed = self.attention_norm.forward(hidden)?;
+        let attended = self.attention.forward(&normed, rope, cache, layout)?;
+        match &self.post_attention_norm {
+            None => Ok(attended),
+            Some(norm) => norm.forward(&attended),
+        }
+    }
+
+    fn feed_forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let normed = self.feed_forward_norm.forward(hidden)?;
+        let fed = self.feed_forward.forward(&normed)?;
+        match &self.post_feed_forward_norm {
+            None => Ok(fed),
+            Some(norm) => norm.forward(&fed),
+        }
+    }
+}
+
+impl Attention {
+    fn forward(
+        &self,
+        x: &Tensor,
+        table: &RopeTable,
+        cache: &PagedKv,
+        layout: &TokenLayout,
+    ) -> candle_core::Result<Tensor> {
+        let (tokens, _) = x.dims2()?;
+        let (kv_heads, head_dim) = (cache.kv_heads(), cache.head_dim());
+        let heads = self.query.out_features() / head_dim;
+        let positions = layout.positions();
+
+        let query = self.query.forward(x)?.reshape((tokens, heads, head_dim))?;
+        let query = norm_heads(self.query_norm.as_ref(), query)?;
+        let query = rope(&query, &table.cos, &table.sin, positions)?;
+
+        let key = self.key.forward(x)?.reshape((tokens, kv_heads, head_dim))?;
+        let key = norm_heads(self.key_norm.as_ref(), key)?;
+        let key = rope(&key, &table.cos, &table.sin, positions)?;
+        let value = self.value.forward(x)?;
+        let value = value.reshape((tokens, kv_heads, head_dim))?;
+
+        write_kv(cache, &key, &value, layout)?;
+        let attended = paged_attention(&query, cache, layout, &self.options)?;
+        self.output
+            .forward(&attended.reshape((tokens, heads * head_dim))?)
+    }
+}
+
+impl FeedForward {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let gate = self.gate.forward(x)?;
+        let up = self.up.forward(x)?;
+        let gated = match self.activation {
+            Activation::Silu => silu_mul(&gate, &up)?,
+            Activation::GeluTanh => gelu_tanh_mul(&gate, &up)?,
+        };
+        self.down.forward(&gated)
+    }
+}
+
+fn norm_heads(norm: Option<&NormWeight>, heads: Tensor) -> candle_core::Result<Tensor> {
+    match norm {
+        None => Ok(heads),
+        Some(norm) => norm.forward_heads(&heads),
+    }
+}
+
+/// Takes a decoder's parts from a source.
+struct Parts<'a> {
+    config: &'a DecoderConfig,
+    source: &'a mut dyn WeightSource,
+}
+
+impl Parts<'_> {
+    fn embedding(&mut self) -> Result<Embedding, ModelError> {
+        let place = self
+            .source
+            .naming()
+            .matrix(self.config, Matrix::Embedding, 0);
+        self.source.matrix(&place)?.into_embedding()
+    }
+
+    fn linear(
+        &mut self,
+        matrix: Matrix,
+        layer: usize,
+        has_bias: bool,
+    ) -> Result<Linear, ModelError> {
+        let place = self.source.naming().matrix(self.config, matrix, layer);
+        let bias = has_bias.then(|| self.source.bias(&place)).transpose()?;
+        self.source.matrix(&place)?.into_linear(bias)
+    }
+
+    fn norm(&mut self, norm: Norm, layer: usize) -> Result<NormWeight, ModelError> {
+        let len = match norm {
+            Norm::Query | Norm::Key => self.config.head_dim,
+            _ => self.config.hidden_size,
+        };
+        let name = self.source.naming().norm(self.config.family, norm, layer);
+        let mut weight = self.source.vector(&name, len)?;
+        if self.config.norm_offset {
+            weight.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        Ok(NormWeight {
+            weight: Tensor::from_vec(weight, len, self.source.device())?,
+            eps: self.config.norm_eps,
+        })
+    }
+
+    fn norm_if(
+        &mut self,
+        there: bool,
+        norm: Norm,
+        layer: usize,
+    ) -> Result<Option<NormWeight>, ModelError> {
+        there.then(|| self.norm(norm, layer)).transpose()
+    }
+
+    fn layer(&mut self, layer: usize) -> Result<Layer, ModelError> {
+        let config = self.config;
+        Ok(Layer {
+            attention_norm: self.norm(Norm::Attention, layer)?,
+            attention: self.attention(layer)?,
+            post_attention_norm: self.norm_if(config.post_norms, Norm::PostAttention, layer)?,
+            feed_forward_norm: self.norm(Norm::FeedForward, layer)?,
+            feed_forward: FeedForward {
+                gate: self.linear(Matrix::Gate, layer, config.feed_forward_bias)?,
+                up: self.linear(Matrix::Up, layer, config.feed_forward_bias)?,
+                down: self.linear(Matrix::Down, layer, config.feed_forward_bias)?,
+                activation: config.activation,
+            },
+            post_feed_forward_norm: self.norm_if(
+                config.post_norms,
+                Norm::PostFeedForward,
+                layer,
+            )?,
+        })
+    }
+
+    fn attention(&mut self, layer: usize) -> Result<Attention, ModelError> {
+        let config = self.config;
+        Ok(Attention {
+            query: self.linear(Matrix::Query, layer, config.qkv_bias)?,
+            key: self.linear(Matrix::Key, layer, config.qkv_bias)?,
+            value: self.linear(Matrix::Value, layer, config.qkv_bias)?,
+            output: self.linear(Matrix::AttentionOutput, layer, config.attention_output_bias)?,
+            query_norm: self.norm_if(config.qk_norm, Norm::Query, layer)?,
+            key_norm: self.norm_if(config.qk_norm, Norm::Key, layer)?,
+            options: AttentionOptions {
+                scale: config.attention_scale,
+                window: config.layers[layer].window,
+                softcap: config.attention_softcap,
+            },
+            rope: config.layers[layer].rope,
+        })
+    }
+}
