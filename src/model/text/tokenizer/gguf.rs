@@ -136,6 +136,7 @@ fn bpe_model(
     BPE::builder()
         .vocab_and_merges(vocabulary, merges)
         .ignore_merges(ignore_merges)
+        .cache_capacity(super::WORD_CACHE_CAPACITY)
         .build()
         .map_err(|error| TokenizerError(format!("tokenizer.ggml.merges: {error}")))
 }
