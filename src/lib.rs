@@ -9,11 +9,17 @@
 //! - layer 4, edge: `intake` (request -> job), `api` (HTTP dialects, SSE)
 //! - layer 5, shell: `config`, `telemetry`, `shutdown`, `client`
 
+pub mod api;
 pub mod batch;
+pub mod client;
+pub mod config;
 pub mod engine;
 pub mod events;
+pub mod intake;
 pub mod job;
 pub mod kernels;
 pub mod model;
 pub mod scheduler;
+pub mod shutdown;
+pub mod telemetry;
 pub mod time;

@@ -1,3 +1,375 @@
-//! The `girandole` program.
+//! The `girandole` program: parse, build, run.
+//!
+//! Exit codes: 0 for a good end, 1 when running failed, 2 for a command line or configuration that
+//! cannot be used.
 
-fn main() {}
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use girandole::api::auth::ApiKeys;
+use girandole::api::serve::serve;
+use girandole::api::{AppState, ServedModel};
+use girandole::config::{Command, CommandLine, Config, ModelConfig, ModelsCommand};
+use girandole::engine::{self, EngineHandle, EngineState};
+use girandole::events::store::EventStore;
+use girandole::intake::{TextDefaults, TextIntake};
+use girandole::kernels::candle_threads::set_candle_threads;
+use girandole::kernels::threads::set_compute_threads;
+use girandole::model::manifest::{GenerationDefaults, Manifest, ModelFiles};
+use girandole::model::scripted::{self, Script, ScriptedModel};
+use girandole::model::sources::cache::Verdict;
+use girandole::model::sources::{self, LoadFormat, ModelRef, SourceSettings};
+use girandole::model::text::chat_template::ChatTemplate;
+use girandole::model::text::tokenizer::TextTokenizer;
+use girandole::model::{Model, ModelError, loader};
+use girandole::shutdown::{Signals, on_signals};
+use girandole::telemetry::{Metrics, start_logging};
+use girandole::time::{Clock, RealClock};
+
+/// How long connections may take for what they have left to send when the engines have stopped.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// For scripted and random models, which have nothing to say anyway: enough to chat with.
+const PLAIN_TEMPLATE: &str = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\
+                              {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+
+fn main() -> ExitCode {
+    let line = match CommandLine::parse(std::env::args_os()) {
+        Ok(line) => line,
+        Err(error) => error.exit(),
+    };
+    let config = match line.resolve(&environment()) {
+        Ok(config) => config,
+        Err(error) => return complain(&error.to_string(), 2),
+    };
+    // Before anything starts a thread.
+    let told_candle = set_candle_threads(config.compute_threads);
+    set_compute_threads(config.compute_threads);
+    if let Err(error) = start_logging(&config.log) {
+        return complain(&error.to_string(), 2);
+    }
+    tracing::debug!(
+        told_candle,
+        threads = config.compute_threads,
+        "compute threads are set"
+    );
+    let result = match line.command {
+        Command::Serve => run_service(&config),
+        Command::Models(command) => look_after_models(&command, &config),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&format!("{error:#}"), 1),
+    }
+}
+
+fn environment() -> Vec<(String, String)> {
+    let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
+    std::env::vars_os()
+        .map(|(name, value)| (text(name), text(value)))
+        .collect()
+}
+
+fn complain(message: &str, code: u8) -> ExitCode {
+    // With stderr closed there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "girandole: {message}");
+    ExitCode::from(code)
+}
+
+/// A line for whoever started the program. Logs go to stderr; this is what it has to say.
+fn say(line: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("cannot write to stdout")
+}
+
+/// A model that is ready to be built on its engine's thread.
+struct PreparedModel {
+    intake: TextIntake,
+    build: Box<dyn FnOnce() -> Result<Box<dyn Model>, ModelError> + Send>,
+}
+
+/// Gets everything that can be had before the service listens: a missing file or a wrong key is
+/// then the only thing that anybody sees.
+fn run_service(config: &Config) -> anyhow::Result<()> {
+    for line in &config.report {
+        tracing::info!("{line}");
+    }
+    let keys = read_keys(config)?;
+    let mut prepared = Vec::new();
+    for model in &config.models {
+        let ready = prepare(model, &config.sources)
+            .with_context(|| format!("cannot serve model {}", model.name))?;
+        prepared.push(ready);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let result = runtime.block_on(listen_and_serve(config, keys, prepared));
+    // What is left, after a second signal, is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+fn read_keys(config: &Config) -> anyhow::Result<ApiKeys> {
+    let Some(path) = &config.api_key_file else {
+        return Ok(ApiKeys::default());
+    };
+    let name = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("api_key_file {name}"))?;
+    let keys = ApiKeys::parse(&text)
+        .map_err(|problem| anyhow::anyhow!("api_key_file {name}: {problem}"))?;
+    // An empty file would open the service to everybody, against what its owner meant.
+    anyhow::ensure!(!keys.is_empty(), "api_key_file {name} holds no key");
+    Ok(keys)
+}
+
+fn prepare(config: &ModelConfig, sources: &SourceSettings) -> anyhow::Result<PreparedModel> {
+    match sources::fetch(&config.model, config.load_format, sources)? {
+        ModelFiles::Scripted(path) => prepare_scripted(config, Script::read(&path)?),
+        files => prepare_text(config, &files),
+    }
+}
+
+fn prepare_scripted(config: &ModelConfig, script: Script) -> anyhow::Result<PreparedModel> {
+    let tokenizer = TextTokenizer::bytes(257);
+    let asked = config.text.max_context.unwrap_or(u32::MAX);
+    Ok(PreparedModel {
+        intake: TextIntake {
+            template: template(&tokenizer, Some(PLAIN_TEMPLATE))?,
+            tokenizer: Arc::new(tokenizer),
+            max_context: script.model.context_tokens.min(asked),
+            defaults: TextDefaults::default(),
+            limits: config.limits.clone(),
+        },
+        build: Box::new(move || {
+            let model = ScriptedModel::new(script, scripted::sleep())?;
+            Ok(Box::new(model) as Box<dyn Model>)
+        }),
+    })
+}
+
+fn prepare_text(config: &ModelConfig, files: &ModelFiles) -> anyhow::Result<PreparedModel> {
+    let assets = loader::load_assets(files)?;
+    let (device, options) = (config.device, config.text.clone());
+    let recommended = match &config.model {
+        ModelRef::Known(manifest) => Some(&manifest.defaults),
+        _ => None,
+    };
+    let fallback = match config.load_format {
+        LoadFormat::Auto => None,
+        LoadFormat::Dummy { .. } => Some(PLAIN_TEMPLATE),
+    };
+    Ok(PreparedModel {
+        intake: TextIntake {
+            tokenizer: Arc::clone(&assets.tokenizer),
+            template: template(&assets.tokenizer, fallback)?,
+            max_context: assets.served_context(&options, device)?,
+            defaults: defaults(recommended, &assets.defaults),
+            limits: config.limits.clone(),
+        },
+        build: Box::new(move || loader::build(&assets, device, &options)),
+    })
+}
+
+/// The model's own template, else `fallback`. A model without one cannot chat, and says so.
+fn template(
+    tokenizer: &TextTokenizer,
+    fallback: Option<&str>,
+) -> anyhow::Result<Option<ChatTemplate>> {
+    let Some(source) = tokenizer.chat_template_source().or(fallback) else {
+        return Ok(None);
+    };
+    let bos = tokenizer.bos_text().unwrap_or_default();
+    let eos = tokenizer.eos_text().unwrap_or_default();
+    let template = ChatTemplate::new(source, bos, eos).context("the model's chat template")?;
+    Ok(Some(template))
+}
+
+/// The manifest's word, else that of the model's makers, else the neutral value.
+fn defaults(
+    manifest: Option<&GenerationDefaults>,
+    makers: &loader::GenerationDefaults,
+) -> TextDefaults {
+    let none = GenerationDefaults::default();
+    let manifest = manifest.unwrap_or(&none);
+    let neutral = TextDefaults::default();
+    let number = |first: Option<f32>, second: Option<f32>, last| first.or(second).unwrap_or(last);
+    TextDefaults {
+        temperature: number(
+            manifest.temperature,
+            makers.temperature,
+            neutral.temperature,
+        ),
+        top_p: number(manifest.top_p, makers.top_p, neutral.top_p),
+        top_k: manifest.top_k.or(makers.top_k).unwrap_or(neutral.top_k),
+        min_p: number(manifest.min_p, makers.min_p, neutral.min_p),
+        typical_p: makers.typical_p.unwrap_or(neutral.typical_p),
+        repetition_penalty: number(
+            manifest.repetition_penalty,
+            makers.repetition_penalty,
+            neutral.repetition_penalty,
+        ),
+        max_tokens: manifest.max_tokens,
+    }
+}
+
+async fn listen_and_serve(
+    config: &Config,
+    keys: ApiKeys,
+    prepared: Vec<PreparedModel>,
+) -> anyhow::Result<()> {
+    let signals = Signals::catch().context("cannot catch signals")?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr().context("cannot tell the address")?;
+    let clock = Arc::new(RealClock::start());
+    let metrics = Arc::new(Metrics::new(
+        config.models.iter().map(|model| model.name.as_str()),
+    ));
+    let models = start_engines(&config.models, prepared, &clock, &metrics);
+    let engines: Vec<EngineHandle> = models.iter().map(|model| model.engine.clone()).collect();
+    let store = EventStore::new(
+        config.retention.clone(),
+        Arc::clone(&clock) as Arc<dyn Clock>,
+    );
+    let state = AppState::new(
+        models,
+        Arc::new(store),
+        Arc::clone(&clock),
+        config.edge.clone(),
+        keys,
+        metrics,
+    );
+    say(&format!("listening on http://{address}"))?;
+
+    let (drained, all_stopped) = oneshot::channel();
+    let stop = async {
+        // The other end is dropped only when the service is being stopped anyway.
+        let _ = all_stopped.await;
+    };
+    tokio::select! {
+        () = serve(listener, state, stop, LINGER) => Ok(()),
+        () = on_signals(signals, &engines, clock.as_ref(), config.drain_timeout, drained) => Ok(()),
+        failure = first_load_failure(&engines) => Err(failure),
+    }
+}
+
+fn start_engines(
+    configs: &[ModelConfig],
+    prepared: Vec<PreparedModel>,
+    clock: &Arc<RealClock>,
+    metrics: &Arc<Metrics>,
+) -> Vec<Arc<ServedModel>> {
+    let created = unix_seconds();
+    let start = |(config, prepared): (&ModelConfig, PreparedModel)| {
+        let engine = engine::spawn(
+            &config.name,
+            config.engine.clone(),
+            Arc::clone(clock) as Arc<dyn Clock>,
+            Arc::clone(metrics) as Arc<dyn engine::Observer>,
+            prepared.build,
+        );
+        Arc::new(ServedModel {
+            name: config.name.clone(),
+            created,
+            engine,
+            intake: prepared.intake,
+        })
+    };
+    configs.iter().zip(prepared).map(start).collect()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a date for people, not a time to reckon with"
+)]
+fn unix_seconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// One model that cannot be loaded ends the start, also when others could: a service that lacks
+/// what it was told to serve should not look as if it had come up. Never returns if all load.
+async fn first_load_failure(engines: &[EngineHandle]) -> anyhow::Error {
+    for engine in engines {
+        match engine.until_started().await {
+            EngineState::Failed(reason) => {
+                return anyhow::anyhow!("cannot load model {}: {reason}", engine.model());
+            }
+            state => tracing::info!(model = engine.model(), ?state, "model loaded"),
+        }
+    }
+    std::future::pending().await
+}
+
+fn look_after_models(command: &ModelsCommand, config: &Config) -> anyhow::Result<()> {
+    match command {
+        ModelsCommand::List => list_models(config),
+        ModelsCommand::Pull(name) => {
+            let model = ModelRef::parse(name, &config.catalogue)?;
+            match sources::fetch(&model, LoadFormat::Auto, &config.sources)? {
+                ModelFiles::Gguf(path) | ModelFiles::Folder(path) => {
+                    say(&format!("{name} is in {}", path.display()))
+                }
+                ModelFiles::Dummy { .. } | ModelFiles::Scripted(_) => {
+                    say(&format!("{name} needs no files"))
+                }
+            }
+        }
+        ModelsCommand::Verify(name) if name == "all" => {
+            let here = |manifest: &&Manifest| sources::locate(manifest, &config.sources).is_some();
+            let mut all_good = true;
+            for manifest in config.catalogue.iter().filter(here) {
+                all_good &= verify(manifest, config)?;
+            }
+            anyhow::ensure!(all_good, "a model is damaged");
+            Ok(())
+        }
+        ModelsCommand::Verify(name) => {
+            let ModelRef::Known(manifest) = ModelRef::parse(name, &config.catalogue)? else {
+                anyhow::bail!("{name} has no manifest, so there is no digest to compare with");
+            };
+            anyhow::ensure!(verify(&manifest, config)?, "{name} is not as it should be");
+            Ok(())
+        }
+    }
+}
+
+fn list_models(config: &Config) -> anyhow::Result<()> {
+    say(&format!(
+        "{:<28} {:<6} {:>9}  {}",
+        "NAME", "TASK", "SIZE", "WHERE"
+    ))?;
+    for manifest in config.catalogue.iter() {
+        let place = match sources::locate(manifest, &config.sources) {
+            Some(path) => path.display().to_string(),
+            None => "not here; fetched when served, or by `models pull`".to_owned(),
+        };
+        let megabytes = manifest.file.size_bytes as f64 / 1e6;
+        say(&format!(
+            "{:<28} {:<6} {megabytes:>6.0} MB  {place}",
+            manifest.name,
+            manifest.task.to_string()
+        ))?;
+    }
+    Ok(())
+}
+
+/// Says how one model's file is; whether it is the right one.
+fn verify(manifest: &Manifest, config: &Config) -> anyhow::Result<bool> {
+    let (path, verdict) = sources::verify(manifest, &config.sources);
+    let (name, path) = (&manifest.name, path.display());
+    match verdict {
+        Verdict::Good => say(&format!("{name}: good, {path}"))?,
+        Verdict::Missing => say(&format!("{name}: not here"))?,
+        Verdict::Damaged(ref why) => say(&format!("{name}: damaged, {path} {why}"))?,
+    }
+    Ok(verdict == Verdict::Good)
+}

@@ -1,6 +1,15 @@
 //! One thread owns one device: scheduler, model and the running requests' logs.
 //!
-//! The async side holds an [`EngineHandle`] and only sends commands.
+//! The async side holds an [`EngineHandle`] and only sends commands. [`turn`] is one lap of the
+//! engine, told the time; [`thread`] gives it real time and sleeps when nothing is due. Nothing here
+//! knows HTTP or a tensor.
+
+mod gate;
+mod handle;
+mod mailbox;
+mod request;
+mod thread;
+pub mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +17,12 @@ use std::time::Duration;
 use crate::batch::{FinishReason, Phase};
 use crate::events::{EventSink, FailureKind};
 use crate::job::{Job, RequestId};
-use crate::model::{Model, ModelError};
 use crate::scheduler::SchedulerConfig;
-use crate::time::{Clock, Time};
+use crate::time::Time;
+
+pub use gate::Permit;
+pub use handle::EngineHandle;
+pub use thread::spawn;
 
 /// An engine's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,17 +73,6 @@ pub enum Reject {
     /// The engine has failed (503).
     #[error("the engine is not running: {0}")]
     Dead(String),
-}
-
-/// A place in the engine, held from before tokenizing until the request has ended.
-/// Dropping it without submitting gives the place back.
-pub struct Permit {}
-
-impl Permit {
-    /// Replaces the estimate of prompt tokens by the true number. Never refuses.
-    pub fn settle(&mut self, _prompt_tokens: u64) {
-        todo!()
-    }
 }
 
 /// A request on its way in.
@@ -154,65 +155,4 @@ pub enum RequestEnd {
     Cancelled(Option<Phase>),
     /// With a failure.
     Failed(FailureKind),
-}
-
-/// The async side's end of an engine. Cheap to clone.
-#[derive(Clone)]
-pub struct EngineHandle {}
-
-impl EngineHandle {
-    /// The model's name.
-    pub fn model(&self) -> &str {
-        todo!()
-    }
-    /// Where the engine is in its life.
-    pub fn state(&self) -> EngineState {
-        todo!()
-    }
-    /// Returns when the state is neither `Loading` nor as before the call was made.
-    pub async fn until_started(&self) -> EngineState {
-        todo!()
-    }
-    /// Takes a place for a request of `rows` rows, before its prompt is tokenized.
-    ///
-    /// # Errors
-    /// See [`Reject`]. The answer never waits.
-    pub fn reserve(&self, _rows: u32, _estimated_prompt_tokens: u64) -> Result<Permit, Reject> {
-        todo!()
-    }
-    /// Hands the request to the engine. Its log is closed by exactly one terminal event, whatever
-    /// happens.
-    ///
-    /// # Errors
-    /// See [`Reject`]; the log has then been left alone.
-    pub fn submit(&self, _permit: Permit, _submission: Submission) -> Result<(), Reject> {
-        todo!()
-    }
-    /// Ends a request within one step. An unknown or ended one is left alone.
-    pub fn cancel(&self, _id: RequestId) {
-        todo!()
-    }
-    /// Refuses new work; ends what is left at `deadline` with [`FailureKind::Shutdown`].
-    pub fn drain(&self, _deadline: Time) {
-        todo!()
-    }
-    /// Returns when a drained engine's thread has ended.
-    pub async fn until_stopped(&self) {
-        todo!()
-    }
-    /// How it is doing.
-    pub fn snapshot(&self) -> Snapshot {
-        todo!()
-    }
-}
-
-/// Starts an engine. The model is built on its thread; see [`EngineHandle::state`].
-pub fn spawn(
-    _model_name: &str,
-    _config: EngineConfig,
-    _clock: Arc<dyn Clock>,
-    _observer: Arc<dyn Observer>,
-    _build: impl FnOnce() -> Result<Box<dyn Model>, ModelError> + Send + 'static,
-) -> EngineHandle {
-    todo!()
 }

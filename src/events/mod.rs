@@ -4,6 +4,9 @@
 //! streaming, replay, throttling and polling are four ways of reading the same log. Nothing here
 //! knows a tensor, and only [`store`] wakes anybody.
 
+pub mod coalesce;
+pub mod log;
+pub mod pacer;
 pub mod store;
 
 use std::time::Duration;

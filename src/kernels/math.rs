@@ -54,6 +54,18 @@ pub(super) fn sum_lanes(mut lanes: [f32; 16]) -> f32 {
     lanes[0]
 }
 
+/// The largest of the lanes, as a balanced tree.
+#[inline(always)]
+pub(super) fn largest_lane(mut lanes: [f32; 16]) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for lane in 0..width {
+            let (a, b) = (lanes[lane], lanes[lane + width]);
+            lanes[lane] = if b > a { b } else { a };
+        }
+    }
+    lanes[0]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

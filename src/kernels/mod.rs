@@ -11,6 +11,7 @@
 //!
 //! What is not here: weights' names, model shapes, sampling. Those belong to `model`.
 
+pub mod candle_threads;
 pub mod activation;
 pub mod attention;
 mod dense;
@@ -25,6 +26,7 @@ mod quant;
 pub mod reference;
 pub mod rope;
 mod shared_output;
+mod simd;
 mod tensor_data;
 #[cfg(test)]
 pub(crate) mod test_numbers;

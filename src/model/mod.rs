@@ -6,6 +6,8 @@
 pub mod device;
 pub mod loader;
 pub mod manifest;
+pub mod scripted;
+pub mod sources;
 pub mod text;
 
 use std::sync::Arc;

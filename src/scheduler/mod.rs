@@ -1,6 +1,37 @@
 //! Who runs next: a pure state machine, told the time, answering with data.
+//!
+//! A request is added with all its rows; rows wait in the order of their arrival, are admitted to a
+//! slot with their whole memory reserved (so nothing is preempted later), do their `Begin` work in
+//! chunks, iterate, and end. The cycle is [`schedule`](Scheduler::schedule), one forward pass by
+//! somebody else, [`update`](Scheduler::update). No threads, clock, channels, tensors or logging here.
+//!
+//! Three decisions are made, each in one place of [`policy`]: who may join, which compatible group
+//! steps next, and how much time `Begin` work may take in a pass.
+
+mod capacity;
+mod cost;
+mod forecast;
+mod places;
+mod policy;
+mod queue;
+mod running;
 
 use std::time::Duration;
+
+use crate::batch::{
+    Admission, BatchKey, Capacity, Expired, Phase, PlannedRow, RowCost, Slot, StepPlan,
+};
+use crate::job::{RequestId, RowId};
+use crate::time::Time;
+
+use capacity::Ledger;
+use cost::{CostModel, Load};
+use forecast::Forecast;
+use policy::Joiners;
+use queue::{Waiting, WaitingQueue};
+use running::Running;
+
+pub use places::Place;
 
 /// When newcomers may join a running batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +45,7 @@ pub enum Batching {
 /// The scheduler's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchedulerConfig {
-    /// Rows that may run at once.
+    /// Rows that may run at once. At least 1.
     pub batch_size: u32,
     /// How long the oldest waiting row may be kept waiting for an idle engine's batch to fill.
     pub max_queue_delay: Duration,
@@ -23,4 +54,346 @@ pub struct SchedulerConfig {
     /// How long one step should take at most: it caps the prefill chunks that share a pass with
     /// decoding rows.
     pub step_budget: Duration,
+}
+
+/// A request on its way into the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its id.
+    pub request: RequestId,
+    /// How many rows, numbered from 0. At least 1.
+    pub rows: u32,
+    /// The key of its rows' first pass.
+    pub key: BatchKey,
+    /// What each row needs. It fits an empty engine.
+    pub cost: RowCost,
+    /// When it is given up.
+    pub deadline: Option<Time>,
+}
+
+/// What became of a row in a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowResult {
+    /// The row's slot.
+    pub slot: Slot,
+    /// The key it goes on with; `None` if it has ended.
+    pub next: Option<BatchKey>,
+}
+
+/// The pass under way.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    started: Time,
+    rows: usize,
+    load: Load,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    waiting: WaitingQueue,
+    /// By slot.
+    running: Vec<Option<Running>>,
+    ledger: Ledger,
+    costs: CostModel,
+    forecast: Option<Forecast>,
+    pass: Option<Pass>,
+    step: u64,
+    next_ticket: u64,
+}
+
+impl Scheduler {
+    /// An idle scheduler for a model of this capacity.
+    pub fn new(config: SchedulerConfig, capacity: Capacity) -> Self {
+        let capacity = Capacity {
+            slots: capacity.slots.min(config.batch_size),
+            ..capacity
+        };
+        Scheduler {
+            config,
+            waiting: WaitingQueue::default(),
+            running: (0..capacity.slots).map(|_| None).collect(),
+            ledger: Ledger::new(capacity),
+            costs: CostModel::default(),
+            forecast: None,
+            pass: None,
+            step: 0,
+            next_ticket: 0,
+        }
+    }
+
+    // Getters.
+
+    /// Rows and memory that may be in use at once.
+    pub fn capacity(&self) -> Capacity {
+        self.ledger.total()
+    }
+
+    /// Requests that wait, wholly or with some of their rows.
+    pub fn waiting_requests(&self) -> u32 {
+        self.waiting.requests() as u32
+    }
+
+    /// Rows that wait.
+    pub fn waiting_rows(&self) -> u32 {
+        self.waiting.rows()
+    }
+
+    /// Rows that have a slot.
+    pub fn running_rows(&self) -> u32 {
+        self.ledger.slots_used()
+    }
+
+    /// Memory units reserved.
+    pub fn memory_units_used(&self) -> u32 {
+        self.ledger.memory_units_used()
+    }
+
+    // Commands.
+
+    /// Puts a request at the end of the queue, and tells its place there.
+    pub fn add(&mut self, now: Time, entry: Entry) -> Place {
+        if self.waiting.requests() == 0 || self.forecast.is_none() {
+            self.forecast = Some(self.new_forecast(now));
+        }
+        let waiting = Waiting {
+            request: entry.request,
+            next_choice: 0,
+            rows: entry.rows,
+            key: entry.key,
+            cost: RowCost {
+                begin_work: entry.cost.begin_work.max(1),
+                ..entry.cost
+            },
+            since: now,
+            deadline: entry.deadline,
+        };
+        let place = Place {
+            request: entry.request,
+            position: self.waiting.requests() as u32,
+            eta: self
+                .forecast
+                .as_mut()
+                .and_then(|forecast| places::push_rows(forecast, &self.costs, &waiting)),
+        };
+        self.waiting.push(waiting);
+        place
+    }
+
+    /// Takes every row of a request out, waiting or running. Returns the slots that are free again.
+    pub fn cancel(&mut self, request: RequestId) -> Vec<Slot> {
+        self.waiting.remove(request);
+        let slots: Vec<Slot> = self
+            .running_rows_with_slot()
+            .filter(|(_, running)| running.row.request == request)
+            .map(|(slot, _)| slot)
+            .collect();
+        for &slot in &slots {
+            self.release(slot);
+        }
+        slots
+    }
+
+    /// Decides the next step: who is given up, who joins, and what the pass does.
+    pub fn schedule(&mut self, now: Time) -> StepPlan {
+        self.step += 1;
+        let plan = StepPlan {
+            expired: self.expire(now),
+            admit: self.admit(now),
+            run: self.plan_pass(),
+        };
+        self.pass = Some(Pass {
+            started: now,
+            rows: plan.run.len(),
+            load: self.load_of(&plan.run),
+        });
+        plan
+    }
+
+    /// A row admitted by `plan` needs less `Begin` work than was said: `done` units were found done.
+    /// The last unit is never taken as done, since the row's first iteration starts from it.
+    pub fn begin_work_done(&mut self, plan: &mut StepPlan, slot: Slot, done: u32) {
+        let Some(row) = &mut self.running[slot.index()] else {
+            return;
+        };
+        row.begin_done = done.min(row.cost.begin_work - 1);
+        let left = row.begin_left();
+        for planned in plan.run.iter_mut().filter(|planned| planned.slot == slot) {
+            planned.work = planned.work.min(left);
+        }
+        let load = self.load_of(&plan.run);
+        if let Some(pass) = &mut self.pass {
+            pass.load = load;
+        }
+    }
+
+    /// Moves rows on after the pass that [`schedule`](Self::schedule) planned. `ran` is what was run;
+    /// rows cancelled since then are passed over. A pass that failed is not reported.
+    pub fn update(&mut self, now: Time, ran: &[PlannedRow], results: &[RowResult]) {
+        if let Some(pass) = self.pass.take()
+            && pass.rows == ran.len()
+        {
+            self.costs.learn(&pass.load, now - pass.started);
+        }
+        for planned in ran {
+            if let Some(row) = &mut self.running[planned.slot.index()] {
+                row.advance(planned);
+                row.last_step = self.step;
+            }
+        }
+        for result in results {
+            let Some(row) = &mut self.running[result.slot.index()] else {
+                continue;
+            };
+            match result.next {
+                Some(key) => row.key = key,
+                None => {
+                    self.costs
+                        .learn_length(row.iterations, row.cost.max_iterations);
+                    self.release(result.slot);
+                }
+            }
+        }
+    }
+
+    // Polls.
+
+    /// When [`schedule`](Self::schedule) has something to do again if nothing is added meanwhile.
+    /// A time in the past means at once, `None` never.
+    pub fn next_wakeup(&self) -> Option<Time> {
+        if self.running_rows() > 0 {
+            return Some(Time::ZERO);
+        }
+        let release = policy::release_time(&self.config, self.capacity(), &self.waiting)?;
+        let deadline = self.waiting.next_deadline().unwrap_or(Time::FAR_FUTURE);
+        Some(release.min(deadline))
+    }
+
+    // The parts of a step.
+
+    fn expire(&mut self, now: Time) -> Vec<Expired> {
+        let mut expired: Vec<Expired> = Vec::new();
+        for waiting in self.waiting.expire(now) {
+            expired.extend(waiting.row_ids().map(|row| Expired { row }));
+        }
+        let late: Vec<(Slot, RowId)> = self
+            .running_rows_with_slot()
+            .filter(|(_, running)| running.deadline.is_some_and(|deadline| deadline <= now))
+            .map(|(slot, running)| (slot, running.row))
+            .collect();
+        for (slot, row) in late {
+            self.release(slot);
+            expired.push(Expired { row });
+        }
+        expired
+    }
+
+    fn admit(&mut self, now: Time) -> Vec<Admission> {
+        let idle = self.running_rows() == 0;
+        let key = match policy::joiners(&self.config, self.capacity(), now, &self.waiting, idle) {
+            Joiners::Nobody => return Vec::new(),
+            Joiners::Anybody => None,
+            Joiners::Only(key) => Some(key),
+        };
+        let mut admitted = Vec::new();
+        while let Some((place, first)) = self.waiting.first(key) {
+            let (key, cost, deadline) = (first.key, first.cost, first.deadline);
+            let Some(slot) = self.ledger.reserve(cost.memory_units) else {
+                break;
+            };
+            let row = self.waiting.take_row(place);
+            self.next_ticket += 1;
+            self.running[slot.index()] = Some(Running {
+                row,
+                ticket: self.next_ticket,
+                key,
+                cost,
+                deadline,
+                phase: Phase::Begin,
+                begin_done: 0,
+                iterations: 0,
+                last_step: self.step,
+            });
+            admitted.push(Admission { row, slot });
+        }
+        admitted
+    }
+
+    /// Iterating rows of the group whose turn it is all take part; `Begin` work, first admitted
+    /// first, fills the time that they leave.
+    fn plan_pass(&self) -> Vec<PlannedRow> {
+        let rows = self.running_rows_with_slot().map(|(_, row)| row);
+        let Some(key) = policy::next_group(rows) else {
+            return Vec::new();
+        };
+        let (beginners, others): (Vec<_>, Vec<_>) = self
+            .running_rows_with_slot()
+            .filter(|(_, row)| row.key == key)
+            .partition(|(_, row)| row.phase == Phase::Begin);
+        let mut planned: Vec<PlannedRow> = others
+            .into_iter()
+            .map(|(slot, row)| PlannedRow {
+                slot,
+                phase: row.phase,
+                work: 1,
+            })
+            .collect();
+        self.plan_begin_work(beginners, &mut planned);
+        planned
+    }
+
+    fn plan_begin_work(&self, mut beginners: Vec<(Slot, &Running)>, planned: &mut Vec<PlannedRow>) {
+        beginners.sort_unstable_by_key(|(_, row)| row.ticket);
+        let load = self.load_of(planned);
+        let mut seconds = policy::begin_seconds(
+            self.config.step_budget,
+            self.costs.seconds(&load),
+            load.iterate_rows == 0,
+        );
+        let mut limit = self.costs.begin_work_limit();
+        // However slow the machine, each pass moves on by at least one unit.
+        let mut at_least = 1;
+        for (slot, row) in beginners {
+            let fitting = self.costs.begin_work_within(seconds, row.begin_done);
+            let work = fitting.max(at_least).min(limit).min(row.begin_left());
+            if work == 0 {
+                break;
+            }
+            seconds -= self.costs.begin_seconds(work, row.begin_done);
+            limit -= work;
+            at_least = 0;
+            planned.push(PlannedRow {
+                slot,
+                phase: Phase::Begin,
+                work,
+            });
+        }
+    }
+
+    fn load_of(&self, run: &[PlannedRow]) -> Load {
+        let mut load = Load::default();
+        for planned in run {
+            let Some(row) = &self.running[planned.slot.index()] else {
+                continue;
+            };
+            match planned.phase {
+                Phase::Begin => load.begin(planned.work, row.begin_done),
+                Phase::Iterate | Phase::Finish => load.iterate(row.position()),
+            }
+        }
+        load
+    }
+
+    fn running_rows_with_slot(&self) -> impl Iterator<Item = (Slot, &Running)> {
+        (0..)
+            .zip(&self.running)
+            .filter_map(|(slot, row)| Some((Slot(slot), row.as_ref()?)))
+    }
+
+    fn release(&mut self, slot: Slot) {
+        if let Some(row) = self.running[slot.index()].take() {
+            self.ledger.release(slot, row.cost.memory_units);
+        }
+    }
 }

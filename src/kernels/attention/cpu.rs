@@ -5,9 +5,8 @@
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Storage, Tensor, WithDType, bail};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
-use super::softmax::{KvBlock, RunningSoftmax, Span, attend};
+use super::softmax::{KvBlock, RunningSoftmax, Span, attend, narrow, widen};
 use super::{AttentionOptions, BLOCK_TOKENS, PagedKv, TokenLayout};
 use crate::kernels::shared_output::SharedOutput;
 use crate::kernels::threads;
@@ -17,14 +16,15 @@ const TASK_TOKENS: usize = 16;
 
 /// A number type that the store may have.
 trait KvElement: WithDType {
-    fn from_f32(value: f32) -> Self;
+    /// `values` in this type, themselves or narrowed into `scratch`.
+    fn narrow<'a>(values: &'a [f32], scratch: &'a mut Vec<Self>) -> &'a [Self];
     /// `elements` as f32: themselves, or widened into `scratch`.
     fn widen<'a>(elements: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32];
 }
 
 impl KvElement for f32 {
-    fn from_f32(value: f32) -> Self {
-        value
+    fn narrow<'a>(values: &'a [f32], _: &'a mut Vec<Self>) -> &'a [Self] {
+        values
     }
     fn widen<'a>(elements: &'a [Self], _: &'a mut Vec<f32>) -> &'a [f32] {
         elements
@@ -32,18 +32,20 @@ impl KvElement for f32 {
 }
 
 impl KvElement for f16 {
-    fn from_f32(value: f32) -> Self {
-        f16::from_f32(value)
+    fn narrow<'a>(values: &'a [f32], scratch: &'a mut Vec<Self>) -> &'a [Self] {
+        scratch.resize(values.len(), f16::ZERO);
+        narrow(values, scratch);
+        scratch
     }
     fn widen<'a>(elements: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32] {
         scratch.resize(elements.len(), 0.0);
-        elements.convert_to_f32_slice(scratch);
+        widen(elements, scratch);
         scratch
     }
 }
 
 /// Which of the two stores is written.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Part {
     Keys,
     Values,
@@ -60,26 +62,23 @@ struct WriteRows<'a> {
 impl WriteRows<'_> {
     fn write<E: KvElement>(&self, store: &mut [E], new: &[f32]) {
         let head_elements = BLOCK_TOKENS * self.head_dim;
-        for (token, row) in new
-            .chunks_exact(self.kv_heads * self.head_dim)
-            .take(self.layout.tokens())
-            .enumerate()
-        {
+        let row_elements = self.kv_heads * self.head_dim;
+        let mut scratch = Vec::new();
+        let new = E::narrow(&new[..self.layout.tokens() * row_elements], &mut scratch);
+        for (token, row) in new.chunks_exact(row_elements).enumerate() {
             let place = self.layout.row_of_token(token);
             let (block, offset) = (place / BLOCK_TOKENS, place % BLOCK_TOKENS);
             for (head, row) in row.chunks_exact(self.head_dim).enumerate() {
                 let head =
                     &mut store[(block * self.kv_heads + head) * head_elements..][..head_elements];
-                if self.part == Part::Keys {
-                    let column = head[offset..].iter_mut().step_by(BLOCK_TOKENS);
-                    column
-                        .zip(row)
-                        .for_each(|(out, value)| *out = E::from_f32(*value));
-                } else {
-                    let out = &mut head[offset * self.head_dim..(offset + 1) * self.head_dim];
-                    out.iter_mut()
-                        .zip(row)
-                        .for_each(|(out, value)| *out = E::from_f32(*value));
+                match self.part {
+                    Part::Keys => {
+                        let column = head[offset..].iter_mut().step_by(BLOCK_TOKENS);
+                        column.zip(row).for_each(|(out, value)| *out = *value);
+                    }
+                    Part::Values => {
+                        head[offset * self.head_dim..][..self.head_dim].copy_from_slice(row)
+                    }
                 }
             }
         }

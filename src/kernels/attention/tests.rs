@@ -1,6 +1,7 @@
 //! Our attention against stock operations over the plain layout, and against itself in other company.
 
 use super::*;
+use crate::kernels::isa::Isa;
 use crate::kernels::test_numbers::{largest, numbers};
 
 const KV_HEADS: usize = 3;
@@ -205,4 +206,20 @@ fn layouts_that_do_not_fit_are_refused() {
     assert!(write_kv(&kv, &row, &row, &outside).is_err());
     assert!(paged_attention(&row, &kv, &outside, &PLAIN).is_err());
     assert!(PagedKv::zeros(2, 1, 8, DType::BF16, &Device::Cpu).is_err());
+}
+
+#[test]
+fn instruction_sets_agree_bit_for_bit() {
+    for setup in setups() {
+        let stores = Isa::for_each(|| setup.ours());
+        let outputs = Isa::for_each(|| setup.attend(&stores[0], &mixed_pass()));
+        for (store, output) in stores.iter().zip(&outputs) {
+            assert_eq!(*output, outputs[0]);
+            assert_eq!(
+                setup.attend(store, &mixed_pass()),
+                outputs[0],
+                "written with other instructions"
+            );
+        }
+    }
 }

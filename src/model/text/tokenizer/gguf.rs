@@ -184,9 +184,8 @@ fn sentencepiece_tokenizer(metadata: Metadata<'_>) -> Result<TextTokenizer, Toke
                 (PieceKind::Byte(byte), vec![byte])
             }
             TokenType::Unused => (PieceKind::Unused, text.replace('▁', " ").into_bytes()),
-            TokenType::UserDefined => (PieceKind::Added, text.as_bytes().to_vec()),
-            TokenType::Control | TokenType::Unknown => {
-                let kind = if strips_right && text != "<unk>" && text != "<s>" {
+            TokenType::Control | TokenType::Unknown | TokenType::UserDefined => {
+                let kind = if strips_right && !["<unk>", "<s>", "<|endoftext|>"].contains(&text) {
                     PieceKind::AddedStrippingRight
                 } else {
                     PieceKind::Added

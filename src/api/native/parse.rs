@@ -1,0 +1,69 @@
+//! From the body of a submission to a draft.
+
+use std::time::Duration;
+
+use crate::api::AppState;
+use crate::api::openai::{read_chat, read_deadline};
+use crate::intake::{Fields, Invalid, InvalidKind, Prompt, TextDraft};
+
+/// A submission, read but not checked.
+pub(super) struct Submission {
+    pub(super) model: Option<String>,
+    pub(super) draft: TextDraft,
+    pub(super) deadline: Option<Duration>,
+    pub(super) detach: bool,
+}
+
+/// Reads the body.
+///
+/// # Errors
+/// No JSON object, a wrong type, an unknown field, not exactly one kind of prompt.
+pub(super) fn parse(state: &AppState, body: &[u8]) -> Result<Submission, Invalid> {
+    let mut fields = Fields::parse(body)?;
+    let model = fields.string("model")?;
+    let mut draft = TextDraft::new(prompt(&mut fields)?);
+    draft.best_of = fields.count("best_of")?;
+    draft.logprobs = fields.count("logprobs")?;
+    draft.read_shared(&mut fields)?;
+    let deadline = read_deadline(&mut fields, state.config.max_deadline)?;
+    let detach = fields.boolean("detach")?.unwrap_or(false);
+    fields.only("priority", &[])?;
+    fields.finish()?;
+    Ok(Submission {
+        model,
+        draft,
+        deadline,
+        detach,
+    })
+}
+
+fn prompt(fields: &mut Fields) -> Result<Prompt, Invalid> {
+    let text = fields.string("prompt")?.map(Prompt::Text);
+    let tokens = match fields.counts("tokens")? {
+        None => None,
+        // An id beyond 32 bits is beyond every vocabulary, and refused as such by intake.
+        Some(ids) => Some(Prompt::Tokens(
+            ids.iter()
+                .map(|id| u32::try_from(*id).unwrap_or(u32::MAX))
+                .collect(),
+        )),
+    };
+    let messages = match fields.take("messages") {
+        None => None,
+        Some(messages) => Some(Prompt::Chat(read_chat(messages, fields)?)),
+    };
+    let mut given = [("prompt", text), ("tokens", tokens), ("messages", messages)]
+        .into_iter()
+        .filter_map(|(name, prompt)| Some((name, prompt?)));
+    match (given.next(), given.next()) {
+        (Some((_, prompt)), None) => Ok(prompt),
+        (Some((first, _)), Some((second, _))) => {
+            Err(Invalid::value(second, format!("excludes {first}")))
+        }
+        (None, _) => Err(Invalid::new(
+            InvalidKind::Missing,
+            "prompt",
+            "is missing: give prompt, tokens or messages",
+        )),
+    }
+}

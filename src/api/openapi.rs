@@ -1,0 +1,52 @@
+//! The API's own description, and a page to browse it that needs no network.
+
+use std::sync::Arc;
+
+use axum::Router;
+use utoipa::OpenApi;
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::{AppState, native, openai, ops};
+
+/// The description: `/openapi.json`.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Girandole",
+        description = "Dynamic-batching inference: many requests share one batch, each has its own \
+            event log, and a cut stream goes on where it stopped."
+    ),
+    paths(
+        native::create,
+        native::show,
+        native::events,
+        native::cancel,
+        ops::models,
+        ops::live,
+        ops::ready,
+        ops::metrics,
+        ops::load,
+    ),
+    components(schemas(
+        native::wire::Queued,
+        native::wire::ChoicesFrame,
+        native::wire::PromptLogprobsFrame,
+        native::wire::FinishedFrame,
+        native::wire::FailedFrame,
+    )),
+    tags(
+        (name = "native", description = "submit, follow, ask, cancel"),
+        (name = "operations", description = "health, metrics, load"),
+    )
+)]
+struct Description;
+
+/// `/openapi.json` and `/docs`.
+pub(super) fn routes() -> Router<Arc<AppState>> {
+    SwaggerUi::new("/docs")
+        .url(
+            "/openapi.json",
+            Description::openapi().merge_from(openai::description()),
+        )
+        .into()
+}

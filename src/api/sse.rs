@@ -1,0 +1,293 @@
+//! From a log to server-sent events: wait for news, coalesce, let the pacer say when, let the
+//! dialect write frames. Pull-driven: nothing is read from the log before the socket takes more.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::AppState;
+use super::error::ApiError;
+use super::requests::{Reader, Request};
+use crate::events::coalesce::coalesce;
+use crate::events::pacer::{Pacer, Urgency};
+use crate::events::store::SharedLog;
+use crate::events::{Event, EventKind};
+use crate::time::{Clock, Time};
+
+/// One server-sent event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The number of the last event that this frame *and those before it* cover. Everything up to
+    /// it has then been said, so a client that returns with it misses nothing and hears nothing
+    /// twice.
+    pub id: u64,
+    /// The event's name, where the dialect has names.
+    pub event: Option<&'static str>,
+    /// One line.
+    pub data: String,
+}
+
+/// What a silent stream says to keep proxies from closing it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// A comment, which clients skip.
+    Comment,
+    /// A data message, for clients that cannot skip comments.
+    Frame(String),
+}
+
+/// Turns events into frames. Holds no queue and no timer; it may hold state (what was said so far).
+///
+/// `frames` is called with what [`crate::events::coalesce`] made of all events since the last
+/// call: at most one `Queued`, `Started` and `PromptLogprobs`, then the `Text` and `ChoiceFinished`
+/// of any number of choices, then at most one terminal event. Events that were merged across each
+/// other have the *same* `seq`; what they say must go into one frame (or into frames that only
+/// together bear that id, the last of them being enough to tell).
+///
+/// On a resume, the events that the client has seen are played to the dialect first and the frames
+/// dropped; so the frames said must depend on the events alone, not on how they were grouped.
+pub trait Dialect: Send {
+    /// Its name, for metrics and traces.
+    fn name(&self) -> &'static str;
+    /// What is to be said about these events.
+    fn frames(&mut self, events: &[Event]) -> Vec<Frame>;
+    /// Frames that may come at once at the end: so much room is kept in every second.
+    fn terminal_frames(&self) -> u32;
+    /// What to say to a client that returns after having seen the terminal event.
+    fn after_end(&mut self) -> Vec<Frame> {
+        Vec::new()
+    }
+    /// What to say when there is nothing to say.
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::Comment
+    }
+}
+
+/// Where a client wants to go on: `Last-Event-ID` or `?from=`, the number of the last event it has
+/// seen; 0 if it has seen none. If both are given they must agree.
+///
+/// # Errors
+/// 400 for what is no number, beyond the log's end, or contradictory.
+pub fn resume_point(
+    headers: &HeaderMap,
+    from: Option<&str>,
+    log: &SharedLog,
+) -> Result<u64, ApiError> {
+    const HEADER: &str = "Last-Event-ID";
+    let header = headers
+        .get(HEADER)
+        .map(|value| event_number(HEADER, value.to_str().unwrap_or_default(), log))
+        .transpose()?;
+    let query = from
+        .map(|value| event_number("from", value, log))
+        .transpose()?;
+    match (header, query) {
+        (Some(header), Some(query)) if header != query => Err(ApiError::invalid(
+            "from",
+            "from and Last-Event-ID are given and differ",
+        )),
+        (header, query) => Ok(header.or(query).unwrap_or(0)),
+    }
+}
+
+fn event_number(field: &str, text: &str, log: &SharedLog) -> Result<u64, ApiError> {
+    // Digits only: `parse` would take a sign as well.
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse::<u64>().ok().filter(|_| digits).ok_or_else(|| {
+        ApiError::invalid(field, format!("{field} must be the number of an event"))
+    })?;
+    let last = log.last_seq();
+    if number > last {
+        return Err(ApiError::invalid(
+            field,
+            format!("{field} is {number}, beyond the last event, {last}"),
+        ));
+    }
+    Ok(number)
+}
+
+/// A response that streams what comes after event number `after` in the dialect's words, until the
+/// terminal event. It counts as a reader of the request for as long as it is open.
+///
+/// A client that has seen the terminal event gets [`Dialect::after_end`], or 204 if that is
+/// nothing, which tells a browser's `EventSource` to stay away.
+pub fn stream(
+    state: &Arc<AppState>,
+    request: &Arc<Request>,
+    log: Arc<SharedLog>,
+    after: u64,
+    mut dialect: Box<dyn Dialect>,
+) -> Response {
+    let mut pending = VecDeque::new();
+    let mut seen = log.read_from(1);
+    seen.retain(|event| event.seq <= after);
+    let over = seen.last().is_some_and(|event| event.kind.is_terminal());
+    if !seen.is_empty() {
+        dialect.frames(&coalesce(seen));
+    }
+    if over {
+        pending.extend(dialect.after_end());
+        if pending.is_empty() {
+            return StatusCode::NO_CONTENT.into_response();
+        }
+    }
+    state.metrics.open_streams(1);
+    let frames = FrameStream {
+        pacer: Pacer::new(
+            state.config.max_frames_per_second,
+            dialect.terminal_frames(),
+        ),
+        state: Arc::clone(state),
+        _reader: request.reader(),
+        log,
+        dialect,
+        pending,
+        seen: after,
+        over,
+        text_said: false,
+        last_said: state.clock.now(),
+    };
+    let body = futures_util::stream::unfold(frames, async |mut frames| {
+        let bytes = frames.next().await?;
+        Some((Ok::<Bytes, Infallible>(bytes), frames))
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    // `no-transform` and the second header keep proxies from compressing and from buffering.
+    headers.insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-transform"),
+    );
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// One client's stream.
+struct FrameStream {
+    state: Arc<AppState>,
+    _reader: Reader,
+    log: Arc<SharedLog>,
+    dialect: Box<dyn Dialect>,
+    pacer: Pacer,
+    /// Frames made of one batch and not said yet: as many as the dialect makes of one batch.
+    pending: VecDeque<Frame>,
+    /// The last event that was given to the dialect.
+    seen: u64,
+    /// The terminal event was among them.
+    over: bool,
+    text_said: bool,
+    last_said: Time,
+}
+
+impl FrameStream {
+    /// What goes to the socket next; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(frame) = self.pending.pop_front() {
+                self.wait_for_room().await;
+                return Some(self.say(&frame));
+            }
+            if self.over {
+                return None;
+            }
+            let silent_until = self.last_said + self.state.config.keep_alive;
+            let news = self.log.wait_beyond(self.seen);
+            if timeout_at(self.instant(silent_until), news).await.is_err() {
+                return Some(self.keep_alive());
+            }
+            self.wait_for_turn().await;
+            self.take_batch();
+        }
+    }
+
+    /// Waits until the pacer lets a batch go, but not beyond the end of the request.
+    async fn wait_for_turn(&mut self) {
+        let urgency = if self.text_said {
+            Urgency::Routine
+        } else {
+            Urgency::News
+        };
+        let ready = self.pacer.ready_at(urgency);
+        if ready > self.state.clock.now() {
+            tokio::select! {
+                () = sleep_until(self.instant(ready)) => {}
+                () = self.log.until_closed() => {}
+            }
+        }
+    }
+
+    /// Turns everything that has gathered into frames.
+    fn take_batch(&mut self) {
+        let events = self.log.read_from(self.seen + 1);
+        let Some(last) = events.last() else {
+            return;
+        };
+        self.seen = last.seq;
+        self.over = last.kind.is_terminal();
+        self.text_said |= events
+            .iter()
+            .any(|event| matches!(event.kind, EventKind::Text { .. }));
+        self.pending.extend(self.dialect.frames(&coalesce(events)));
+    }
+
+    /// Frames of one batch follow each other at once, as far as the second has room.
+    async fn wait_for_room(&mut self) {
+        let urgency = if self.over {
+            Urgency::Terminal
+        } else {
+            Urgency::News
+        };
+        let ready = self.pacer.ready_at(urgency);
+        if ready > self.state.clock.now() {
+            sleep_until(self.instant(ready)).await;
+        }
+    }
+
+    fn say(&mut self, frame: &Frame) -> Bytes {
+        self.last_said = self.state.clock.now();
+        self.pacer.said(self.last_said);
+        self.state.metrics.frames(self.dialect.name(), 1);
+        encode(frame)
+    }
+
+    fn keep_alive(&mut self) -> Bytes {
+        match self.dialect.keep_alive() {
+            KeepAlive::Frame(data) => self.say(&Frame {
+                id: self.seen,
+                event: None,
+                data,
+            }),
+            KeepAlive::Comment => {
+                self.last_said = self.state.clock.now();
+                Bytes::from_static(b": keep-alive\n\n")
+            }
+        }
+    }
+
+    fn instant(&self, time: Time) -> Instant {
+        Instant::from_std(self.state.clock.instant(time))
+    }
+}
+
+impl Drop for FrameStream {
+    fn drop(&mut self) {
+        self.state.metrics.open_streams(-1);
+    }
+}
+
+fn encode(frame: &Frame) -> Bytes {
+    debug_assert!(!frame.data.contains(['\n', '\r']), "data is one line");
+    let id = frame.id;
+    let data = &frame.data;
+    Bytes::from(match frame.event {
+        Some(event) => format!("id: {id}\nevent: {event}\ndata: {data}\n\n"),
+        None => format!("id: {id}\ndata: {data}\n\n"),
+    })
+}

@@ -1,0 +1,151 @@
+//! Configuration: defaults < TOML file < environment < flags, then one validated [`Config`].
+//!
+//! [`settings`] lists every setting once, [`layers`] collects their values with their origins,
+//! [`resolve`] judges them and builds the settings of each layer, [`command`] is the command line.
+//! Nothing here acts on a setting.
+
+mod command;
+mod layers;
+mod resolve;
+mod settings;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use self::command::{Command, CommandLine, ModelsCommand};
+pub use self::layers::Origin;
+use crate::api::EdgeConfig;
+use crate::engine::EngineConfig;
+use crate::events::store::Retention;
+use crate::intake::TextLimits;
+use crate::model::device::DeviceSpec;
+use crate::model::manifest::{Catalogue, ManifestError};
+use crate::model::sources::{LoadFormat, ModelRef, SourceSettings};
+use crate::model::text::options::TextOptions;
+
+/// Everything that the service was told, checked.
+#[derive(Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The file of API keys.
+    pub api_key_file: Option<PathBuf>,
+    /// The edge's settings.
+    pub edge: EdgeConfig,
+    /// How long events are kept.
+    pub retention: Retention,
+    /// What to serve; names are unique, and there is at least one.
+    pub models: Vec<ModelConfig>,
+    /// Where models come from.
+    pub sources: SourceSettings,
+    /// Models known by name.
+    pub catalogue: Catalogue,
+    /// Threads for the models' arithmetic.
+    pub compute_threads: usize,
+    /// How log lines look, and which are written.
+    pub log: LogConfig,
+    /// How long running requests may go on after a signal.
+    pub drain_timeout: Duration,
+    /// What was resolved, for people: one line per section, secrets hidden.
+    pub report: Vec<String>,
+}
+
+/// One model to serve.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// What requests call it.
+    pub name: String,
+    /// Which it is.
+    pub model: ModelRef,
+    /// How its weights are had.
+    pub load_format: LoadFormat,
+    /// Where it runs.
+    pub device: DeviceSpec,
+    /// How a text model is set up.
+    pub text: TextOptions,
+    /// Its engine's settings.
+    pub engine: EngineConfig,
+    /// How far a request may go.
+    pub limits: TextLimits,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// How lines look.
+    pub format: LogFormat,
+    /// Which are written, as `tracing-subscriber` reads it.
+    pub filter: String,
+}
+
+/// The configuration cannot be used. Every message names the setting and who set it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value beyond its limits.
+    #[error("{key} = {value:?} ({place}) must be {must}")]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// Who set it.
+        place: String,
+        /// What it must be.
+        must: String,
+    },
+    /// The file cannot be read.
+    #[error("configuration file {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or has a key that nobody knows.
+    #[error("configuration file {path}: {problem}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// An environment variable that looks like ours and is not.
+    #[error("unknown environment variable {name}{suggestion}")]
+    UnknownVariable {
+        /// Its name.
+        name: String,
+        /// What may have been meant.
+        suggestion: String,
+    },
+    /// Two models would have the same name.
+    #[error("two models are named {name}; write NAME=MODEL to name one differently")]
+    SameName {
+        /// The name.
+        name: String,
+    },
+    /// Nobody asks for keys, and others can reach us.
+    #[error(
+        "host = {host} can be reached from other machines, and no keys are asked for: give \
+         api_key_file, or allow_unauthenticated if that is meant"
+    )]
+    Open {
+        /// The address.
+        host: std::net::IpAddr,
+    },
+    /// There is nowhere to keep models.
+    #[error("no cache folder: set cache_dir, XDG_CACHE_HOME or HOME")]
+    NoCacheFolder,
+    /// A model manifest is wrong.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+}

@@ -1,0 +1,132 @@
+//! Who may come in: counts of rows and prompt tokens in the engine, and when to come back.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{EngineConfig, Reject};
+use crate::time::Time;
+
+/// The drain rate is measured over this many ended requests.
+const DRAIN_RATE_SAMPLES: usize = 32;
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Counts what is in the engine, or on its way there.
+#[derive(Debug)]
+pub(super) struct Gate {
+    max_rows: u32,
+    max_queued_requests: u32,
+    max_tokens: u64,
+    rows: AtomicU32,
+    tokens: AtomicU64,
+    /// When the latest requests ended, oldest first.
+    ends: Mutex<VecDeque<Time>>,
+}
+
+impl Gate {
+    pub(super) fn new(config: &EngineConfig) -> Self {
+        Gate {
+            max_rows: config
+                .scheduler
+                .batch_size
+                .saturating_add(config.max_queued_requests),
+            max_queued_requests: config.max_queued_requests,
+            max_tokens: config.max_queued_tokens,
+            rows: AtomicU32::new(0),
+            tokens: AtomicU64::new(0),
+            ends: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    /// Takes a place, or says which limit is in the way.
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        rows: u32,
+        tokens: u64,
+        now: Time,
+    ) -> Result<Permit, Reject> {
+        self.rows
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+                taken.checked_add(rows).filter(|&sum| sum <= self.max_rows)
+            })
+            .map_err(|taken| {
+                let over = u64::from(taken) + u64::from(rows) - u64::from(self.max_rows);
+                Reject::QueueFull {
+                    what: "max_queued_requests",
+                    limit: u64::from(self.max_queued_requests),
+                    retry_after: self.retry_after(now, over as f64),
+                }
+            })?;
+        let mut permit = Permit {
+            gate: Arc::clone(self),
+            rows,
+            tokens: 0,
+        };
+        self.tokens
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+                let sum = taken.saturating_add(tokens);
+                // One request that is too large by itself is taken by an empty engine: how long a
+                // prompt may be is for intake to say.
+                (taken == 0 || sum <= self.max_tokens).then_some(sum)
+            })
+            .map_err(|_| Reject::QueueFull {
+                what: "max_queued_tokens",
+                limit: self.max_tokens,
+                retry_after: self.retry_after(now, 1.0),
+            })?;
+        permit.tokens = tokens;
+        Ok(permit)
+    }
+
+    /// When `places` places will be free, at the rate at which requests have ended lately.
+    fn retry_after(&self, now: Time, places: f64) -> Duration {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let seconds_per_end = match ends.front() {
+            Some(&oldest) => (now - oldest).as_secs_f64() / ends.len() as f64,
+            None => 0.0,
+        };
+        let wait = Duration::try_from_secs_f64(places * seconds_per_end).unwrap_or(Duration::MAX);
+        wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER)
+    }
+
+    /// A request has ended.
+    pub(super) fn note_end(&self, now: Time) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        if ends.len() == DRAIN_RATE_SAMPLES {
+            ends.pop_front();
+        }
+        ends.push_back(now);
+    }
+
+    /// Prompt tokens in the engine.
+    pub(super) fn tokens(&self) -> u64 {
+        self.tokens.load(Ordering::Acquire)
+    }
+}
+
+/// A place in the engine, held from before tokenizing until the request has ended.
+/// Dropping it without submitting gives the place back.
+#[derive(Debug)]
+pub struct Permit {
+    gate: Arc<Gate>,
+    rows: u32,
+    tokens: u64,
+}
+
+impl Permit {
+    /// Replaces the estimate of prompt tokens by the true number. Never refuses.
+    pub fn settle(&mut self, prompt_tokens: u64) {
+        self.gate.tokens.fetch_add(prompt_tokens, Ordering::AcqRel);
+        self.gate.tokens.fetch_sub(self.tokens, Ordering::AcqRel);
+        self.tokens = prompt_tokens;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.rows.fetch_sub(self.rows, Ordering::AcqRel);
+        self.gate.tokens.fetch_sub(self.tokens, Ordering::AcqRel);
+    }
+}

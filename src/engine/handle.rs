@@ -1,0 +1,192 @@
+//! The async side's end of an engine.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use super::gate::{Gate, Permit};
+use super::mailbox::{CancelKind, Delivery, Mailbox};
+use super::{EngineConfig, EngineState, Observer, Reject, Snapshot, Submission};
+use crate::job::RequestId;
+use crate::time::{Clock, Time};
+
+/// What the engine's thread and its handles share.
+pub(super) struct Shared {
+    pub(super) model: String,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) mailbox: Mailbox,
+    state: watch::Sender<EngineState>,
+    snapshot: Mutex<Snapshot>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        model: &str,
+        config: &EngineConfig,
+        clock: Arc<dyn Clock>,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        Shared {
+            model: model.to_owned(),
+            clock,
+            observer,
+            gate: Arc::new(Gate::new(config)),
+            mailbox: Mailbox::default(),
+            state: watch::Sender::new(EngineState::Loading),
+            snapshot: Mutex::default(),
+        }
+    }
+
+    /// Moves on to `next`, unless the engine is past that already.
+    pub(super) fn enter(&self, next: EngineState) {
+        self.state.send_if_modified(|state| {
+            let forward = stage(&next) > stage(state);
+            if forward {
+                *state = next;
+            }
+            forward
+        });
+    }
+
+    pub(super) fn publish(&self, snapshot: Snapshot) {
+        self.observer.snapshot(&self.model, &snapshot);
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+}
+
+/// An engine's life goes one way.
+fn stage(state: &EngineState) -> u8 {
+    match state {
+        EngineState::Loading => 0,
+        EngineState::Ready => 1,
+        EngineState::Draining => 2,
+        EngineState::Stopped => 3,
+        EngineState::Failed(_) => 4,
+    }
+}
+
+/// The async side's end of an engine. Cheap to clone. When the last one is dropped, the engine
+/// finishes what it has and ends.
+#[derive(Clone)]
+pub struct EngineHandle {
+    owner: Arc<Owner>,
+}
+
+/// Lets the engine go when nobody can send it anything any more.
+struct Owner {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.mailbox.drain(Time::FAR_FUTURE);
+    }
+}
+
+impl EngineHandle {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        EngineHandle {
+            owner: Arc::new(Owner { shared }),
+        }
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.owner.shared
+    }
+
+    /// The model's name.
+    pub fn model(&self) -> &str {
+        &self.shared().model
+    }
+
+    /// Where the engine is in its life.
+    pub fn state(&self) -> EngineState {
+        self.shared().state.borrow().clone()
+    }
+
+    /// Returns when the engine is no longer `Loading`, with what it is then.
+    pub async fn until_started(&self) -> EngineState {
+        self.until(|state| *state != EngineState::Loading).await
+    }
+
+    /// Takes a place for a request of `rows` rows, before its prompt is tokenized.
+    ///
+    /// # Errors
+    /// See [`Reject`]. The answer never waits.
+    pub fn reserve(&self, rows: u32, estimated_prompt_tokens: u64) -> Result<Permit, Reject> {
+        let shared = self.shared();
+        let open = match &*shared.state.borrow() {
+            EngineState::Ready => Ok(()),
+            EngineState::Loading => Err(Reject::Loading),
+            EngineState::Draining | EngineState::Stopped => Err(Reject::Draining),
+            EngineState::Failed(reason) => Err(Reject::Dead(reason.clone())),
+        };
+        let now = shared.clock.now();
+        open.and_then(|()| shared.gate.reserve(rows, estimated_prompt_tokens, now))
+            .inspect_err(|reject| shared.observer.rejected(&shared.model, reject))
+    }
+
+    /// Hands the request to the engine. Its log is closed by exactly one terminal event, whatever
+    /// happens. A request's id is its own: no two live ones share it.
+    ///
+    /// # Errors
+    /// See [`Reject`]; the log has then been left alone.
+    pub fn submit(&self, permit: Permit, submission: Submission) -> Result<(), Reject> {
+        let shared = self.shared();
+        let delivery = Delivery {
+            submission,
+            permit,
+            submitted: shared.clock.now(),
+        };
+        shared
+            .mailbox
+            .post(delivery)
+            .inspect_err(|reject| shared.observer.rejected(&shared.model, reject))
+    }
+
+    /// Ends a request within one step. An unknown or ended one is left alone.
+    pub fn cancel(&self, id: RequestId) {
+        self.shared().mailbox.cancel(id, CancelKind::Explicit);
+    }
+
+    /// Ends a request that nobody reads any more, within one step, with
+    /// [`FailureKind::Abandoned`](crate::events::FailureKind::Abandoned). An unknown or ended one is
+    /// left alone.
+    pub fn abandon(&self, id: RequestId) {
+        self.shared().mailbox.cancel(id, CancelKind::Abandoned);
+    }
+
+    /// Refuses new work; ends what is left at `deadline` with
+    /// [`FailureKind::Shutdown`](crate::events::FailureKind::Shutdown). The earliest of several
+    /// deadlines counts. An engine that is still loading stops when its model has been built.
+    pub fn drain(&self, deadline: Time) {
+        self.shared().enter(EngineState::Draining);
+        self.shared().mailbox.drain(deadline);
+    }
+
+    /// Returns when the engine's thread has let its model go, drained or failed.
+    pub async fn until_stopped(&self) {
+        self.until(|state| matches!(state, EngineState::Stopped | EngineState::Failed(_)))
+            .await;
+    }
+
+    /// How it is doing.
+    pub fn snapshot(&self) -> Snapshot {
+        let snapshot = &self.shared().snapshot;
+        snapshot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn until(&self, reached: impl FnMut(&EngineState) -> bool) -> EngineState {
+        let mut state = self.shared().state.subscribe();
+        state
+            .wait_for(reached)
+            .await
+            .expect("the sender lives as long as this handle")
+            .clone()
+    }
+}

@@ -1,0 +1,131 @@
+//! The way from the async side to the engine's thread: submissions, cancels and the order to drain.
+//!
+//! Everything in it belongs to a live request, and live requests are bounded by their permits
+//! (`batch_size + max_queued_requests`); so nothing can be lost for want of room, a cancel least of
+//! all, and nothing can pile up.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::gate::Permit;
+use super::{Reject, Submission};
+use crate::job::RequestId;
+use crate::time::Time;
+
+/// A submission with the place it holds.
+pub(super) struct Delivery {
+    pub(super) submission: Submission,
+    pub(super) permit: Permit,
+    pub(super) submitted: Time,
+}
+
+/// Why a request is to be ended from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CancelKind {
+    /// Somebody asked for it.
+    Explicit,
+    /// Nobody reads it any more.
+    Abandoned,
+}
+
+/// What has arrived since the engine last looked.
+#[derive(Default)]
+pub(super) struct Mail {
+    pub(super) submissions: Vec<Delivery>,
+    pub(super) cancels: Vec<(RequestId, CancelKind)>,
+    /// From now on nothing new is taken; what is left at this time is ended.
+    pub(super) drain: Option<Time>,
+}
+
+#[derive(Default)]
+struct State {
+    mail: Mail,
+    /// Submitted and not yet ended, and whether a cancel for it is under way.
+    live: HashMap<RequestId, bool>,
+    refusal: Option<Reject>,
+    has_news: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Mailbox {
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+impl Mailbox {
+    /// Hands a request over, or gives it back with the reason.
+    pub(super) fn post(&self, delivery: Delivery) -> Result<(), Reject> {
+        let mut state = self.lock();
+        if let Some(refusal) = &state.refusal {
+            return Err(refusal.clone());
+        }
+        state.live.insert(delivery.submission.id, false);
+        state.mail.submissions.push(delivery);
+        self.ring(state);
+        Ok(())
+    }
+
+    /// Asks for the end of a request. The first to ask decides the kind.
+    pub(super) fn cancel(&self, id: RequestId, kind: CancelKind) {
+        let mut state = self.lock();
+        match state.live.get_mut(&id) {
+            Some(asked) if !*asked => *asked = true,
+            _ => return,
+        }
+        state.mail.cancels.push((id, kind));
+        self.ring(state);
+    }
+
+    /// Refuses new work; the earliest of several deadlines counts.
+    pub(super) fn drain(&self, deadline: Time) {
+        let mut state = self.lock();
+        state.refusal.get_or_insert(Reject::Draining);
+        let deadline = state.mail.drain.map_or(deadline, |old| old.min(deadline));
+        state.mail.drain = Some(deadline);
+        self.ring(state);
+    }
+
+    /// Takes nothing more, for this reason, and gives back what has not been looked at.
+    pub(super) fn close(&self, refusal: Reject) -> Mail {
+        let mut state = self.lock();
+        state.refusal = Some(refusal);
+        state.live.clear();
+        std::mem::take(&mut state.mail)
+    }
+
+    /// What has arrived. The order to drain stays.
+    pub(super) fn take(&self) -> Mail {
+        let mut state = self.lock();
+        state.has_news = false;
+        let drain = state.mail.drain;
+        let mail = std::mem::take(&mut state.mail);
+        state.mail.drain = drain;
+        mail
+    }
+
+    /// A request has ended: cancels for it mean nothing any more.
+    pub(super) fn forget(&self, id: RequestId) {
+        self.lock().live.remove(&id);
+    }
+
+    /// Returns when something has arrived or `timeout` has passed.
+    pub(super) fn wait(&self, timeout: Option<Duration>) {
+        let state = self.lock();
+        let quiet = |state: &mut State| !state.has_news;
+        match timeout {
+            None => drop(self.arrived.wait_while(state, quiet)),
+            Some(timeout) => drop(self.arrived.wait_timeout_while(state, timeout, quiet)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self, mut state: MutexGuard<'_, State>) {
+        state.has_news = true;
+        drop(state);
+        self.arrived.notify_one();
+    }
+}

@@ -1,0 +1,244 @@
+//! One request in the engine: what it has said and used, and how its log is written.
+
+use std::time::Duration;
+
+use super::gate::Permit;
+use super::mailbox::Delivery;
+use super::{RequestEnd, Submission};
+use crate::batch::{Emission, FinishReason, Phase, Slot, Usage};
+use crate::events::{EventKind, Failure, FailureKind};
+use crate::job::{Job, RowId};
+use crate::scheduler::Place;
+use crate::time::Time;
+
+/// A request between its submission and its terminal event.
+pub(super) struct Request {
+    pub(super) submission: Submission,
+    pub(super) submitted: Time,
+    choices: Vec<Choice>,
+    usage: Usage,
+    started: bool,
+    told: Option<Told>,
+    /// Its place in the engine, given back when this is dropped.
+    permit: Permit,
+}
+
+/// One answer of the request.
+#[derive(Default)]
+struct Choice {
+    slot: Option<Slot>,
+    phase: Option<Phase>,
+    completion_tokens: u32,
+    cumulative_logprob: f64,
+    last_token_at: Option<Time>,
+    finished: Option<FinishReason>,
+}
+
+/// What its log says of its place in the queue.
+#[derive(Clone, Copy)]
+struct Told {
+    at: Time,
+    position: u32,
+    eta: Option<Time>,
+}
+
+/// A waiting request is told its place at most so often.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// A changed estimate is news if it differs by this much, and by this share of the time left. A
+/// reader counts down by itself.
+const ETA_NEWS: Duration = Duration::from_secs(1);
+const ETA_NEWS_SHARE: f64 = 0.2;
+
+/// Time between tokens, for the observer.
+pub(super) enum TokenGap {
+    First(Duration),
+    Next(Duration),
+}
+
+impl Request {
+    pub(super) fn new(delivery: Delivery) -> Self {
+        let rows = delivery.submission.job.rows();
+        let Job::Text(text) = &*delivery.submission.job;
+        Request {
+            usage: Usage {
+                prompt_tokens: text.prompt.len() as u32,
+                ..Usage::default()
+            },
+            choices: (0..rows).map(|_| Choice::default()).collect(),
+            submission: delivery.submission,
+            submitted: delivery.submitted,
+            started: false,
+            told: None,
+            permit: delivery.permit,
+        }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    pub(super) fn append(&self, at: Time, kind: EventKind) {
+        self.submission.log.append(at, kind);
+    }
+
+    /// Appends the request's place in the queue if that is news.
+    pub(super) fn tell_place(&mut self, now: Time, place: &Place, waiting: u32) {
+        let quiet = self.started
+            || self
+                .told
+                .is_some_and(|told| now < told.at + TELL_INTERVAL || !told.is_outdated(now, place));
+        if quiet {
+            return;
+        }
+        self.told = Some(Told {
+            at: now,
+            position: place.position,
+            eta: place.eta,
+        });
+        let event = EventKind::Queued {
+            position: place.position,
+            waiting,
+            eta: place.eta.map(|eta| eta - now),
+        };
+        self.append(now, event);
+    }
+
+    /// A row got a slot. Tells whether it was the request's first.
+    pub(super) fn start_row(&mut self, at: Time, row: RowId, slot: Slot, cached: u32) -> bool {
+        let choice = &mut self.choices[row.choice as usize];
+        choice.slot = Some(slot);
+        choice.phase = Some(Phase::Begin);
+        let first = !self.started;
+        if first {
+            self.started = true;
+            self.usage.cached_tokens = cached;
+            self.append(at, EventKind::Started);
+        }
+        first
+    }
+
+    pub(super) fn enter_phase(&mut self, choice: u32, phase: Phase) {
+        self.choices[choice as usize].phase = Some(phase);
+    }
+
+    /// Appends what a row said. Returns the time since its last token, once for each new one.
+    pub(super) fn emit(&mut self, at: Time, row: u32, emission: Emission) -> Vec<TokenGap> {
+        match emission {
+            Emission::Text {
+                text,
+                tokens,
+                logprobs,
+            } => {
+                let gaps = self.count_tokens(at, row, tokens.len());
+                let choice = &mut self.choices[row as usize];
+                choice.cumulative_logprob += logprobs
+                    .iter()
+                    .map(|entry| f64::from(entry.logprob))
+                    .sum::<f64>();
+                if !(text.is_empty() && tokens.is_empty()) {
+                    self.append(
+                        at,
+                        EventKind::Text {
+                            choice: row,
+                            text,
+                            tokens,
+                            logprobs,
+                        },
+                    );
+                }
+                gaps
+            }
+            Emission::PromptLogprobs(logprobs) => {
+                if row == 0 {
+                    self.append(at, EventKind::PromptLogprobs { logprobs });
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    fn count_tokens(&mut self, at: Time, row: u32, tokens: usize) -> Vec<TokenGap> {
+        let choice = &mut self.choices[row as usize];
+        choice.completion_tokens += tokens as u32;
+        self.usage.completion_tokens += tokens as u32;
+        (0..tokens)
+            .map(|_| match choice.last_token_at.replace(at) {
+                None => TokenGap::First(at - self.submitted),
+                Some(last) => TokenGap::Next(at - last),
+            })
+            .collect()
+    }
+
+    /// A row is complete.
+    pub(super) fn finish_row(&mut self, at: Time, row: u32, reason: FinishReason) {
+        let choice = &mut self.choices[row as usize];
+        choice.slot = None;
+        choice.finished = Some(reason);
+        let event = EventKind::ChoiceFinished {
+            choice: row,
+            reason,
+            cumulative_logprob: choice.cumulative_logprob,
+            completion_tokens: choice.completion_tokens,
+        };
+        self.append(at, event);
+    }
+
+    /// Whether every row is complete.
+    pub(super) fn all_rows_finished(&self) -> bool {
+        self.choices.iter().all(|choice| choice.finished.is_some())
+    }
+
+    /// Closes the log of a request whose rows are all complete.
+    pub(super) fn finish(self, at: Time) -> RequestEnd {
+        let reason = self.choices[0].finished.unwrap_or(FinishReason::Stop);
+        let usage = self.usage;
+        self.close(at, EventKind::Finished { usage });
+        RequestEnd::Finished(reason)
+    }
+
+    /// Closes the log of a request that somebody cancelled.
+    pub(super) fn cancel(mut self, at: Time) -> RequestEnd {
+        let phase = self
+            .choices
+            .iter()
+            .find(|choice| choice.slot.is_some())
+            .and_then(|choice| choice.phase);
+        for row in 0..self.choices.len() {
+            if self.choices[row].finished.is_none() {
+                self.finish_row(at, row as u32, FinishReason::Cancelled);
+            }
+        }
+        let usage = self.usage;
+        self.close(at, EventKind::Finished { usage });
+        RequestEnd::Cancelled(phase)
+    }
+
+    /// Closes the log of a request that failed.
+    pub(super) fn fail(self, at: Time, kind: FailureKind, message: &str) -> RequestEnd {
+        let failure = Failure {
+            kind,
+            message: message.to_owned(),
+        };
+        let usage = self.usage;
+        self.close(at, EventKind::Failed { failure, usage });
+        RequestEnd::Failed(kind)
+    }
+
+    /// Gives the place back, then writes the terminal event: who reads it finds the place free.
+    fn close(self, at: Time, terminal: EventKind) {
+        drop(self.permit);
+        self.submission.log.append(at, terminal);
+    }
+}
+
+impl Told {
+    fn is_outdated(&self, now: Time, place: &Place) -> bool {
+        let (old, new) = match (self.eta, place.eta) {
+            (Some(old), Some(new)) => (old, new),
+            (old, new) => return old != new || self.position != place.position,
+        };
+        let off = (old - new).max(new - old);
+        let tolerance = ETA_NEWS.max((new - now).mul_f64(ETA_NEWS_SHARE));
+        self.position != place.position || off > tolerance
+    }
+}

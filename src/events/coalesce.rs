@@ -1,0 +1,311 @@
+//! Many events to few: what a reader that comes 20 times a second is told.
+//!
+//! Text is appended for each choice, of `Queued` only the latest is kept, everything else stays.
+//!
+//! The numbers keep a promise, on which resuming rests: *whoever has seen everything numbered up to
+//! `s` in the result has seen exactly the events up to `s`*. So a merge takes its last number; and
+//! where the events of several choices were merged across each other, all of them get the one last
+//! number, and a dialect says them in one frame.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Event, EventKind};
+
+/// Merges events that follow each other in a log. At most six remain for one choice, however many
+/// come in; two more for each further choice.
+pub fn coalesce(events: Vec<Event>) -> Vec<Event> {
+    let last_queued = events
+        .iter()
+        .rev()
+        .find(|event| matches!(event.kind, EventKind::Queued { .. }))
+        .map(|event| event.seq);
+    let mut merged = Vec::new();
+    let mut output = Vec::new();
+    for event in events {
+        match event.kind {
+            EventKind::Text { .. }
+            | EventKind::ChoiceFinished { .. }
+            | EventKind::PromptLogprobs { .. } => output.push(event),
+            EventKind::Queued { .. } if Some(event.seq) != last_queued => {}
+            EventKind::Queued { .. }
+            | EventKind::Started
+            | EventKind::Finished { .. }
+            | EventKind::Failed { .. } => {
+                merged.append(&mut merge_output(std::mem::take(&mut output)));
+                merged.push(event);
+            }
+        }
+    }
+    merged.append(&mut merge_output(output));
+    merged
+}
+
+/// Merges a run of output events: the prompt's log-probabilities, then choice by choice.
+fn merge_output(events: Vec<Event>) -> Vec<Event> {
+    let Some(last_seq) = events.last().map(|event| event.seq) else {
+        return Vec::new();
+    };
+    let crossing = crosses(&events);
+    let mut by_choice: BTreeMap<Option<u32>, Vec<Event>> = BTreeMap::new();
+    for event in events {
+        push_or_append(by_choice.entry(choice_of(&event)).or_default(), event);
+    }
+    let mut merged: Vec<Event> = by_choice.into_values().flatten().collect();
+    if crossing {
+        for event in &mut merged {
+            event.seq = last_seq;
+        }
+    }
+    merged
+}
+
+/// The choice that an output event is about; `None` for the prompt.
+fn choice_of(event: &Event) -> Option<u32> {
+    match event.kind {
+        EventKind::Text { choice, .. } | EventKind::ChoiceFinished { choice, .. } => Some(choice),
+        _ => None,
+    }
+}
+
+/// Whether sorting these events by choice, prompt first, mixes up their numbers. Several choices
+/// count as crossing even where they happen to lie side by side: one frame then holds them all,
+/// and their number does not raise the number of frames.
+fn crosses(events: &[Event]) -> bool {
+    let choices: BTreeSet<u32> = events.iter().filter_map(choice_of).collect();
+    let prompt_comes_late = events
+        .iter()
+        .skip_while(|event| choice_of(event).is_none())
+        .any(|event| choice_of(event).is_none());
+    choices.len() > 1 || prompt_comes_late
+}
+
+/// Appends what `event` says to the last of `said` if they are of one kind, or adds it after it.
+fn push_or_append(said: &mut Vec<Event>, event: Event) {
+    let Some(last) = said.last_mut() else {
+        said.push(event);
+        return;
+    };
+    match (&mut last.kind, event.kind) {
+        (
+            EventKind::Text {
+                text,
+                tokens,
+                logprobs,
+                ..
+            },
+            EventKind::Text {
+                text: more_text,
+                tokens: more_tokens,
+                logprobs: more_logprobs,
+                ..
+            },
+        ) => {
+            text.push_str(&more_text);
+            tokens.extend(more_tokens);
+            logprobs.extend(more_logprobs);
+        }
+        (
+            EventKind::PromptLogprobs { logprobs },
+            EventKind::PromptLogprobs {
+                logprobs: more_logprobs,
+            },
+        ) => logprobs.extend(more_logprobs),
+        (_, kind) => {
+            said.push(Event { kind, ..event });
+            return;
+        }
+    }
+    last.seq = event.seq;
+    last.at = event.at;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::{FinishReason, Usage};
+    use crate::time::Time;
+
+    fn text(choice: u32, text: &str) -> EventKind {
+        EventKind::Text {
+            choice,
+            text: text.into(),
+            tokens: vec![text.len() as u32],
+            logprobs: Vec::new(),
+        }
+    }
+
+    fn queued(position: u32) -> EventKind {
+        EventKind::Queued {
+            position,
+            waiting: 9,
+            eta: None,
+        }
+    }
+
+    fn ended(choice: u32) -> EventKind {
+        EventKind::ChoiceFinished {
+            choice,
+            reason: FinishReason::Stop,
+            cumulative_logprob: 0.0,
+            completion_tokens: 1,
+        }
+    }
+
+    fn finished() -> EventKind {
+        EventKind::Finished {
+            usage: Usage::default(),
+        }
+    }
+
+    fn numbered(kinds: Vec<EventKind>) -> Vec<Event> {
+        kinds
+            .into_iter()
+            .zip(1..)
+            .map(|(kind, seq)| Event {
+                seq,
+                at: Time::from_millis(seq),
+                kind,
+            })
+            .collect()
+    }
+
+    /// `(seq, what)` of each merged event.
+    fn check(kinds: Vec<EventKind>, expected: &[(u64, &str)]) {
+        let merged: Vec<(u64, String)> = coalesce(numbered(kinds))
+            .into_iter()
+            .map(|event| {
+                let what = match event.kind {
+                    EventKind::Queued { position, .. } => format!("queued {position}"),
+                    EventKind::Started => "started".into(),
+                    EventKind::Text { choice, text, .. } => format!("{choice}:{text}"),
+                    EventKind::ChoiceFinished { choice, .. } => format!("{choice} ended"),
+                    EventKind::PromptLogprobs { .. } => "prompt".into(),
+                    EventKind::Finished { .. } | EventKind::Failed { .. } => "end".into(),
+                };
+                (event.seq, what)
+            })
+            .collect();
+        let expected: Vec<(u64, String)> = expected
+            .iter()
+            .map(|(seq, what)| (*seq, (*what).to_owned()))
+            .collect();
+        assert_eq!(merged, expected);
+    }
+
+    #[test]
+    fn text_is_appended_and_takes_the_last_number() {
+        check(
+            vec![text(0, "a"), text(0, "b"), text(0, "c")],
+            &[(3, "0:abc")],
+        );
+    }
+
+    #[test]
+    fn only_the_latest_place_in_the_queue_is_told() {
+        check(
+            vec![queued(3), queued(2), EventKind::Started, text(0, "a")],
+            &[(2, "queued 2"), (3, "started"), (4, "0:a")],
+        );
+    }
+
+    #[test]
+    fn one_choice_keeps_the_numbers_apart() {
+        check(
+            vec![text(0, "a"), text(0, "b"), ended(0), finished()],
+            &[(2, "0:ab"), (3, "0 ended"), (4, "end")],
+        );
+    }
+
+    #[test]
+    fn choices_that_cross_share_one_number() {
+        check(
+            vec![
+                text(1, "x"),
+                text(0, "a"),
+                ended(1),
+                text(0, "b"),
+                ended(0),
+                finished(),
+            ],
+            &[
+                (5, "0:ab"),
+                (5, "0 ended"),
+                (5, "1:x"),
+                (5, "1 ended"),
+                (6, "end"),
+            ],
+        );
+    }
+
+    #[test]
+    fn prompt_logprobs_are_appended() {
+        let prompt = || EventKind::PromptLogprobs {
+            logprobs: Vec::new(),
+        };
+        check(
+            vec![prompt(), prompt(), text(0, "a")],
+            &[(2, "prompt"), (3, "0:a")],
+        );
+        check(
+            vec![text(1, "a"), prompt(), text(1, "b")],
+            &[(3, "prompt"), (3, "1:ab")],
+        );
+    }
+
+    /// Texts and tokens of each choice, and the choices that ended.
+    fn told(events: &[Event]) -> (BTreeMap<u32, (String, Vec<u32>)>, BTreeSet<u32>) {
+        let mut texts: BTreeMap<u32, (String, Vec<u32>)> = BTreeMap::new();
+        let mut ends = BTreeSet::new();
+        for event in events {
+            match &event.kind {
+                EventKind::Text {
+                    choice,
+                    text,
+                    tokens,
+                    ..
+                } => {
+                    let entry = texts.entry(*choice).or_default();
+                    entry.0.push_str(text);
+                    entry.1.extend(tokens);
+                }
+                EventKind::ChoiceFinished { choice, .. } => {
+                    ends.insert(*choice);
+                }
+                _ => {}
+            }
+        }
+        (texts, ends)
+    }
+
+    fn kind() -> impl Strategy<Value = EventKind> {
+        prop_oneof![
+            (0u32..3, "[a-c]{0,2}").prop_map(|(choice, said)| text(choice, &said)),
+            (0u32..3).prop_map(ended),
+            (0u32..9).prop_map(queued),
+            Just(EventKind::Started),
+        ]
+    }
+
+    proptest! {
+        /// The promise of the module: after everything up to any number of the result, exactly the
+        /// events up to that number have been told.
+        #[test]
+        fn every_number_of_the_result_is_a_clean_cut(
+            kinds in proptest::collection::vec(kind(), 0..40),
+        ) {
+            let events = numbered(kinds);
+            let merged = coalesce(events.clone());
+            prop_assert!(merged.is_sorted_by_key(|event| event.seq));
+            for event in &merged {
+                let cut = event.seq;
+                let upto = |events: &[Event]| -> Vec<Event> {
+                    events.iter().filter(|event| event.seq <= cut).cloned().collect()
+                };
+                prop_assert_eq!(told(&upto(&merged)), told(&upto(&events)));
+            }
+            prop_assert_eq!(told(&merged), told(&events));
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Intake: from a draft, as a client wrote it, to a [`TextJob`] that is valid by construction.
+//!
+//! It fills in the model's defaults, holds every field against its limit, renders the chat
+//! template and tokenizes. Whatever is wrong comes back as an [`Invalid`] that names the field and
+//! the limit. It opens no log and knows no HTTP; a dialect in `api` reads its body into a
+//! [`TextDraft`] (with [`Fields`], which lets no field pass unread) and asks [`TextIntake::job`].
+
+mod checks;
+mod draft;
+mod fields;
+mod limits;
+
+pub use draft::{ChatPrompt, Prompt, TextDraft};
+pub use fields::Fields;
+pub use limits::{TextDefaults, TextLimits};
+
+use std::sync::Arc;
+
+use crate::job::TextJob;
+use crate::model::text::chat_template::ChatTemplate;
+use crate::model::text::tokenizer::TextTokenizer;
+
+/// What is wrong with a request, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Invalid {
+    /// The field, by the name that the client used; empty for the body as a whole.
+    pub field: String,
+    /// Names the field and the limit, never the text of a prompt.
+    pub message: String,
+    /// What kind of fault it is.
+    pub kind: InvalidKind,
+}
+
+/// The kinds of [`Invalid`]; a dialect turns them into its error codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InvalidKind {
+    /// The body cannot be read at all.
+    Body,
+    /// A value of the wrong type or beyond its limit.
+    Value,
+    /// A field that is missing.
+    Missing,
+    /// A field that is known, but not served.
+    Unsupported,
+    /// A field that nobody knows.
+    Unknown,
+    /// The prompt, with the tokens asked for, exceeds the model's context.
+    ContextLength,
+}
+
+impl Invalid {
+    /// A value of the wrong type or beyond its limit. `message` goes on after the field's name.
+    pub fn value(field: impl Into<String>, message: impl std::fmt::Display) -> Self {
+        Self::new(InvalidKind::Value, field, message)
+    }
+
+    /// A fault of the given kind. `message` goes on after the field's name.
+    pub fn new(
+        kind: InvalidKind,
+        field: impl Into<String>,
+        message: impl std::fmt::Display,
+    ) -> Self {
+        let field = field.into();
+        let message = if field.is_empty() {
+            message.to_string()
+        } else {
+            format!("{field} {message}")
+        };
+        Invalid {
+            field,
+            message,
+            kind,
+        }
+    }
+}
+
+/// One model's intake: everything needed to judge a request for it. Shared by all requests.
+pub struct TextIntake {
+    /// The model's tokenizer.
+    pub tokenizer: Arc<TextTokenizer>,
+    /// The model's chat template, if it has one.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that a row may hold: prompt and new tokens together.
+    pub max_context: u32,
+    /// What a request that leaves a field out gets.
+    pub defaults: TextDefaults,
+    /// How far a request may go.
+    pub limits: TextLimits,
+}
+
+impl TextIntake {
+    /// About how many tokens the prompt has, judged by its size alone: what admission counts
+    /// before anything is tokenized.
+    pub fn estimated_prompt_tokens(&self, draft: &TextDraft) -> u64 {
+        let estimate = match &draft.prompt {
+            // Byte-level vocabularies average three to four bytes a token on prose.
+            Prompt::Text(text) => text.len() as u64 / 3 + 1,
+            Prompt::Tokens(tokens) => tokens.len() as u64,
+            Prompt::Chat(chat) => chat.text_bytes() / 3 + 1,
+        };
+        estimate.min(u64::from(self.max_context))
+    }
+
+    /// Rows that the draft asks for, which admission counts before anything is tokenized.
+    ///
+    /// # Errors
+    /// `n` or `best_of` beyond their limits.
+    pub fn rows(&self, draft: &TextDraft) -> Result<u32, Invalid> {
+        checks::rows(self, draft)
+    }
+
+    /// Turns a draft into a job. Tokenizes, so call it on the blocking pool.
+    ///
+    /// # Errors
+    /// The first fault found, with its field and limit.
+    pub fn job(&self, draft: TextDraft) -> Result<TextJob, Invalid> {
+        checks::job(self, draft)
+    }
+
+    /// The prompt's token ids, with no limit but `max_prompt_bytes` applied.
+    ///
+    /// # Errors
+    /// No chat template, a template that refuses the messages, or a prompt that is too large.
+    pub fn tokenize(
+        &self,
+        prompt: &Prompt,
+        add_special: Option<bool>,
+    ) -> Result<Vec<u32>, Invalid> {
+        checks::tokenize(self, prompt, add_special)
+    }
+
+    /// The text of token ids that came in `field`, special tokens written out.
+    ///
+    /// # Errors
+    /// An id beyond the vocabulary, or more than `max_prompt_bytes` at four bytes an id.
+    pub fn detokenize(&self, field: &str, tokens: &[u32]) -> Result<String, Invalid> {
+        checks::detokenize(self, field, tokens)
+    }
+
+    /// The prompt that the model's chat template makes of messages.
+    ///
+    /// # Errors
+    /// No chat template, or one that refuses the messages.
+    pub fn render(&self, chat: &ChatPrompt) -> Result<String, Invalid> {
+        checks::render(self, chat)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,625 @@
+//! A model that follows a script instead of thinking: for tests, simulation and benchmarks of
+//! everything around a model (`--model scripted:PATH`).
+//!
+//! Its tokens are bytes ([`TextTokenizer::bytes`](super::text::tokenizer::TextTokenizer::bytes)), its
+//! time is what the script says, and it fails where it is told to. It also distrusts its scheduler:
+//! a pass that does not follow from the passes before it is refused. It computes nothing, so it says
+//! nothing about a real model's speed.
+//!
+//! # The script
+//!
+//! Every key is optional, unknown ones are refused; an empty file is a script.
+//!
+//! ```toml
+//! [model]
+//! slots = 256              # rows at once; the service's batch_size may be less
+//! context_tokens = 8192    # prompt and new tokens of one request
+//! memory_units = 65536     # blocks of 32 tokens, for all rows together
+//! cached_prompt_tokens = 0 # so much of each prompt is "found in a prefix cache"
+//! keys = 1                 # rows fall into so many groups that cannot share a pass
+//! fail_load = "no weights" # the model cannot be loaded, for this reason
+//!
+//! [cost]                   # how long a pass takes, in microseconds
+//! step_micros = 0          # each pass
+//! iterate_row_micros = 0   # and for each row that decodes
+//! begin_token_micros = 0   # and for each prompt token
+//! tokens_per_second = 50.0 # a pass that decodes lasts at least 1/50 s
+//!
+//! [output]
+//! kind = "varied"          # letters that depend on prompt, seed and choice; or "echo", "text"
+//! text = "To be said. "    # for kind "text": said again and again
+//! at_least = 10            # a row ends by itself after so many tokens, or more, ...
+//! at_most = 200            # ... up to this; without, at max_tokens ("echo": when all is said)
+//!
+//! [[fault]]                # as many as wanted; each has one of the keys below
+//! prompt_contains = "X"    # only rows whose prompt contains this; steps are then counted in
+//!                          # passes of that row, otherwise in passes of the model; from 1
+//! nan_at_token = 3         # the row's logits turn NaN: the row fails
+//! panic_at_step = 5
+//! fail_step_at = 5         # the pass reports a device error
+//! out_of_memory_at_step = 5
+//! stall_at_step = { step = 5, millis = 2000 }
+//! ```
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{Admitted, Model, ModelError};
+use crate::batch::{
+    BatchKey, Capacity, Emission, FinishReason, Next, Phase, PlannedRow, RowCost, RowOutcome, Slot,
+    TokenLogprob,
+};
+use crate::job::{Job, TextJob};
+
+/// Tokens in one memory unit, as in the paged cache of the real text models.
+const BLOCK_TOKENS: u32 = 32;
+
+/// What the model does; see the module's documentation.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Script {
+    /// What it holds.
+    pub model: ModelScript,
+    /// How long it takes.
+    pub cost: CostScript,
+    /// What it says.
+    pub output: OutputScript,
+    /// How it fails.
+    #[serde(rename = "fault")]
+    pub faults: Vec<FaultScript>,
+}
+
+/// The script's `[model]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelScript {
+    /// Rows at once.
+    pub slots: u32,
+    /// Prompt and new tokens of one request: the limit that the service should check.
+    pub context_tokens: u32,
+    /// Blocks of 32 tokens, for all rows together.
+    pub memory_units: u32,
+    /// So many prompt tokens are reported as found in a prefix cache.
+    pub cached_prompt_tokens: u32,
+    /// How many groups of rows there are that cannot share a pass. At least 1.
+    pub keys: u64,
+    /// Loading fails with this message.
+    pub fail_load: Option<String>,
+}
+
+impl Default for ModelScript {
+    fn default() -> Self {
+        ModelScript {
+            slots: 256,
+            context_tokens: 8192,
+            memory_units: 65_536,
+            cached_prompt_tokens: 0,
+            keys: 1,
+            fail_load: None,
+        }
+    }
+}
+
+/// The script's `[cost]`: microseconds, summed over a pass.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CostScript {
+    /// Each pass.
+    pub step_micros: u64,
+    /// Each row that decodes.
+    pub iterate_row_micros: u64,
+    /// Each prompt token.
+    pub begin_token_micros: u64,
+    /// A pass that decodes lasts at least one over this, in seconds.
+    pub tokens_per_second: Option<f64>,
+}
+
+/// What a row says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputKind {
+    /// Letters that depend on prompt, seed and choice, so that no two requests say the same.
+    #[default]
+    Varied,
+    /// The prompt.
+    Echo,
+    /// A given text.
+    Text,
+}
+
+/// The script's `[output]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputScript {
+    /// What a row says.
+    pub kind: OutputKind,
+    /// For [`OutputKind::Text`]: said again and again.
+    pub text: Option<String>,
+    /// A row ends by itself after so many tokens at least.
+    pub at_least: Option<u32>,
+    /// And so many at most; where in between depends on prompt, seed and choice.
+    pub at_most: Option<u32>,
+}
+
+/// One `[[fault]]` of the script: one of the optional numbers is there.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FaultScript {
+    /// Only for rows whose prompt contains this.
+    pub prompt_contains: Option<String>,
+    /// The row fails instead of saying this token, counted from 1.
+    pub nan_at_token: Option<u32>,
+    /// The pass panics.
+    pub panic_at_step: Option<u64>,
+    /// The pass reports a device error.
+    pub fail_step_at: Option<u64>,
+    /// The pass reports that memory ran out.
+    pub out_of_memory_at_step: Option<u64>,
+    /// The pass takes longer.
+    pub stall_at_step: Option<Stall>,
+}
+
+/// A pass that takes longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stall {
+    /// Which pass, from 1.
+    pub step: u64,
+    /// By how much.
+    pub millis: u64,
+}
+
+impl Script {
+    /// Reads a script.
+    ///
+    /// # Errors
+    /// Syntax errors, unknown keys, and values that contradict each other.
+    pub fn parse(toml: &str) -> Result<Self, ModelError> {
+        let script: Script =
+            toml::from_str(toml).map_err(|error| load_error(error.to_string().trim_end()))?;
+        script.check()?;
+        Ok(script)
+    }
+
+    /// Reads a script's file.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse); or the file cannot be read.
+    pub fn read(path: &Path) -> Result<Self, ModelError> {
+        let name = path.display();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| load_error(&format!("cannot read the script {name}: {error}")))?;
+        Script::parse(&text).map_err(|error| load_error(&format!("script {name}: {error}")))
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        let model = &self.model;
+        if model.slots == 0 || model.memory_units == 0 || model.keys == 0 {
+            return Err(load_error(
+                "model.slots, model.memory_units and model.keys must be at least 1",
+            ));
+        }
+        if let Some(rate) = self.cost.tokens_per_second
+            && !(rate.is_finite() && rate >= 0.001)
+        {
+            return Err(load_error("cost.tokens_per_second must be at least 0.001"));
+        }
+        let output = &self.output;
+        let has_text = output.text.as_ref().is_some_and(|text| !text.is_empty());
+        if (output.kind == OutputKind::Text) != has_text {
+            return Err(load_error(
+                "output.text goes with output.kind = \"text\", and must not be empty",
+            ));
+        }
+        match (output.at_least, output.at_most) {
+            (None, None) => {}
+            (at_least, Some(at_most)) if at_least.unwrap_or(1).max(1) <= at_most => {}
+            _ => {
+                return Err(load_error(
+                    "output.at_least must not be above output.at_most",
+                ));
+            }
+        }
+        for fault in &self.faults {
+            let kinds = [
+                fault.nan_at_token.is_some(),
+                fault.panic_at_step.is_some(),
+                fault.fail_step_at.is_some(),
+                fault.out_of_memory_at_step.is_some(),
+                fault.stall_at_step.is_some(),
+            ];
+            if kinds.iter().filter(|&&there| there).count() != 1 {
+                return Err(load_error(
+                    "each fault has one of nan_at_token, panic_at_step, fail_step_at, \
+                     out_of_memory_at_step, stall_at_step",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn load_error(message: &str) -> ModelError {
+    ModelError::Load(message.to_owned())
+}
+
+/// How the model spends time: it sleeps in the service, and moves a clock in a simulation.
+pub type Pause = Box<dyn FnMut(Duration)>;
+
+/// Spends time by sleeping.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "stands in for a computation, which cannot be woken either"
+)]
+pub fn sleep() -> Pause {
+    Box::new(std::thread::sleep)
+}
+
+/// The model.
+pub struct ScriptedModel {
+    script: Script,
+    pause: Pause,
+    steps: u64,
+    rows: Vec<Option<Row>>,
+}
+
+struct Row {
+    job: Arc<Job>,
+    key: BatchKey,
+    prompt_done: usize,
+    passes: u64,
+    /// Indices of the faults that are meant for it.
+    faults: Vec<usize>,
+    /// What it will say, as far as it differs from row to row.
+    fingerprint: u64,
+    /// After so many tokens it ends by itself.
+    natural_length: Option<u32>,
+    said: u32,
+    /// Bytes of a character that is not complete.
+    unfinished: Vec<u8>,
+}
+
+impl ScriptedModel {
+    /// A model that follows `script` and spends time by `pause`.
+    ///
+    /// # Errors
+    /// Whatever the script plants as `fail_load`.
+    pub fn new(script: Script, pause: Pause) -> Result<Self, ModelError> {
+        if let Some(reason) = &script.model.fail_load {
+            return Err(load_error(reason));
+        }
+        Ok(ScriptedModel {
+            rows: (0..script.model.slots).map(|_| None).collect(),
+            script,
+            pause,
+            steps: 0,
+        })
+    }
+
+    fn duration(&self, rows: &[PlannedRow]) -> Duration {
+        let cost = &self.script.cost;
+        let decoding = rows.iter().filter(|row| row.phase != Phase::Begin).count() as u64;
+        let begin_tokens: u64 = rows
+            .iter()
+            .filter(|row| row.phase == Phase::Begin)
+            .map(|row| u64::from(row.work))
+            .sum();
+        let computed = Duration::from_micros(
+            cost.step_micros
+                + decoding * cost.iterate_row_micros
+                + begin_tokens * cost.begin_token_micros,
+        );
+        match cost.tokens_per_second {
+            Some(rate) if decoding > 0 => computed.max(Duration::from_secs_f64(1.0 / rate)),
+            _ => computed,
+        }
+    }
+
+    /// What goes wrong in this pass, if anything does.
+    fn trip(&mut self, rows: &[PlannedRow]) -> Result<(), ModelError> {
+        for (index, fault) in self.script.faults.iter().enumerate() {
+            let at = |step: Option<u64>| match fault.prompt_contains {
+                None => step == Some(self.steps),
+                Some(_) => rows
+                    .iter()
+                    .filter_map(|planned| self.rows[planned.slot.index()].as_ref())
+                    .any(|row| row.faults.contains(&index) && step == Some(row.passes)),
+            };
+            if let Some(stall) = fault.stall_at_step
+                && at(Some(stall.step))
+            {
+                (self.pause)(Duration::from_millis(stall.millis));
+            }
+            assert!(!at(fault.panic_at_step), "a planted panic");
+            if at(fault.fail_step_at) {
+                return Err(ModelError::Device("a planted device error".to_owned()));
+            }
+            if at(fault.out_of_memory_at_step) {
+                return Err(ModelError::OutOfMemory("planted".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the planned pass follows from those before.
+    fn check(&self, rows: &[PlannedRow]) -> Result<(), ModelError> {
+        let mut keys = Vec::new();
+        for planned in rows {
+            let row = self.rows[planned.slot.index()]
+                .as_ref()
+                .ok_or_else(|| unexpected(planned, "the slot is empty"))?;
+            keys.push(row.key);
+            let left = row.prompt().len() - row.prompt_done;
+            let fits = match planned.phase {
+                Phase::Begin => planned.work >= 1 && planned.work as usize <= left,
+                Phase::Iterate => planned.work == 1 && left == 0,
+                Phase::Finish => false,
+            };
+            if !fits {
+                return Err(unexpected(
+                    planned,
+                    &format!("{left} prompt tokens are left"),
+                ));
+            }
+        }
+        match keys.iter().all(|key| *key == keys[0]) {
+            true => Ok(()),
+            false => Err(ModelError::Device("keys are mixed in a pass".to_owned())),
+        }
+    }
+}
+
+fn unexpected(planned: &PlannedRow, why: &str) -> ModelError {
+    ModelError::Device(format!("unexpected {planned:?}: {why}"))
+}
+
+impl Model for ScriptedModel {
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            slots: self.script.model.slots,
+            memory_units: self.script.model.memory_units,
+        }
+    }
+
+    fn key(&self, job: &Job) -> BatchKey {
+        let Job::Text(text) = job;
+        BatchKey(fingerprint(&text.prompt) % self.script.model.keys)
+    }
+
+    fn cost(&self, job: &Job) -> RowCost {
+        let Job::Text(text) = job;
+        let prompt = text.prompt.len() as u32;
+        RowCost {
+            begin_work: prompt.max(1),
+            max_iterations: text.max_tokens,
+            memory_units: prompt
+                .saturating_add(text.max_tokens)
+                .div_ceil(BLOCK_TOKENS),
+        }
+    }
+
+    fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
+        let key = self.key(job);
+        let place = &mut self.rows[slot.index()];
+        if place.is_some() {
+            return Err(ModelError::Device(format!("{slot:?} is taken")));
+        }
+        let Job::Text(text) = &**job;
+        let cached = (self.script.model.cached_prompt_tokens as usize)
+            .min(text.prompt.len().saturating_sub(1));
+        let fingerprint = fingerprint(&(&text.prompt, text.sampling.seed, choice));
+        *place = Some(Row {
+            job: Arc::clone(job),
+            key,
+            prompt_done: cached,
+            passes: 0,
+            faults: matching_faults(&self.script, text),
+            fingerprint,
+            natural_length: natural_length(&self.script.output, text, fingerprint),
+            said: 0,
+            unfinished: Vec::new(),
+        });
+        Ok(Admitted {
+            begin_work_done: cached as u32,
+        })
+    }
+
+    fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
+        self.steps += 1;
+        self.check(rows)?;
+        for planned in rows {
+            if let Some(row) = &mut self.rows[planned.slot.index()] {
+                row.passes += 1;
+            }
+        }
+        self.trip(rows)?;
+        let duration = self.duration(rows);
+        (self.pause)(duration);
+        let script = &self.script;
+        Ok(rows
+            .iter()
+            .filter_map(|planned| {
+                let row = self.rows[planned.slot.index()].as_mut()?;
+                Some(row.step(script, planned))
+            })
+            .collect())
+    }
+
+    fn retire(&mut self, slot: Slot) {
+        self.rows[slot.index()] = None;
+    }
+}
+
+impl Row {
+    fn text_job(&self) -> &TextJob {
+        let Job::Text(text) = &*self.job;
+        text
+    }
+
+    fn prompt(&self) -> &[u32] {
+        &self.text_job().prompt
+    }
+
+    fn step(&mut self, script: &Script, planned: &PlannedRow) -> RowOutcome {
+        let mut emitted = Vec::new();
+        let mut next = Next::Continue(self.key);
+        if planned.phase == Phase::Begin {
+            emitted.extend(self.begin(planned.work as usize));
+        }
+        if self.prompt_done == self.prompt().len() {
+            next = self.speak(script, &mut emitted);
+        }
+        RowOutcome {
+            slot: planned.slot,
+            emitted,
+            next,
+        }
+    }
+
+    /// Takes in some of the prompt.
+    fn begin(&mut self, work: usize) -> Option<Emission> {
+        let chunk = self.prompt_done..self.prompt_done + work;
+        self.prompt_done = chunk.end;
+        let alternatives = self.text_job().prompt_logprobs?;
+        let logprobs = chunk
+            .map(|index| {
+                let mut entry = logprob(self.prompt()[index], alternatives, self.fingerprint);
+                if index == 0 {
+                    entry.logprob = f32::NAN;
+                }
+                entry
+            })
+            .collect();
+        Some(Emission::PromptLogprobs(logprobs))
+    }
+
+    /// Says the next token, or ends.
+    fn speak(&mut self, script: &Script, emitted: &mut Vec<Emission>) -> Next {
+        let max_tokens = self.text_job().max_tokens;
+        if max_tokens == 0 {
+            return Next::Finish(FinishReason::Length);
+        }
+        if self.turns_nan(script) {
+            return Next::Fail("the model's logits are not finite".to_owned());
+        }
+        let token = self.token(&script.output);
+        self.said += 1;
+        let stopped = self
+            .natural_length
+            .is_some_and(|length| self.said >= length);
+        let next = match () {
+            () if stopped => Next::Finish(FinishReason::Stop),
+            () if self.said >= max_tokens => Next::Finish(FinishReason::Length),
+            () => Next::Continue(self.key),
+        };
+        let last = !matches!(next, Next::Continue(_));
+        let alternatives = self.text_job().logprobs;
+        emitted.push(Emission::Text {
+            text: self.characters(token as u8, last),
+            tokens: vec![token],
+            logprobs: alternatives
+                .map(|top| logprob(token, top, self.fingerprint ^ u64::from(self.said)))
+                .into_iter()
+                .collect(),
+        });
+        next
+    }
+
+    fn turns_nan(&self, script: &Script) -> bool {
+        self.faults
+            .iter()
+            .any(|&index| script.faults[index].nan_at_token == Some(self.said + 1))
+    }
+
+    fn token(&self, output: &OutputScript) -> u32 {
+        let index = self.said as usize;
+        match (output.kind, &output.text) {
+            (OutputKind::Echo, _) => byte_token(self.prompt()[index % self.prompt().len()]),
+            (OutputKind::Text, Some(text)) => u32::from(text.as_bytes()[index % text.len()]),
+            _ => {
+                let letters = b"abcdefghijklmnopqrstuvwxyz     ";
+                let draw = fingerprint(&(self.fingerprint, self.said)) as usize;
+                u32::from(letters[draw % letters.len()])
+            }
+        }
+    }
+
+    /// The characters that one more byte completes; at the end, whatever there is.
+    fn characters(&mut self, byte: u8, last: bool) -> String {
+        self.unfinished.push(byte);
+        let incomplete = matches!(
+            std::str::from_utf8(&self.unfinished),
+            Err(error) if error.error_len().is_none()
+        );
+        if incomplete && !last {
+            return String::new();
+        }
+        let bytes = std::mem::take(&mut self.unfinished);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// Faults that are meant for a row: those that name its prompt, and NaN for all.
+fn matching_faults(script: &Script, text: &TextJob) -> Vec<usize> {
+    let prompt: Vec<u8> = text.prompt.iter().map(|&id| byte_token(id) as u8).collect();
+    let named = |marker: &String| {
+        prompt
+            .windows(marker.len().max(1))
+            .any(|window| window == marker.as_bytes())
+    };
+    (0..script.faults.len())
+        .filter(|&index| {
+            script.faults[index]
+                .prompt_contains
+                .as_ref()
+                .is_none_or(named)
+        })
+        .collect()
+}
+
+fn natural_length(output: &OutputScript, text: &TextJob, fingerprint: u64) -> Option<u32> {
+    if text.ignore_eos {
+        return None;
+    }
+    let drawn = output.at_most.map(|at_most| {
+        let at_least = output.at_least.unwrap_or(1).max(1);
+        at_least + (fingerprint % u64::from(at_most - at_least + 1)) as u32
+    });
+    let length = match output.kind {
+        OutputKind::Echo => drawn.or(Some(text.prompt.len() as u32)),
+        OutputKind::Varied | OutputKind::Text => drawn,
+    };
+    length.map(|length| length.max(text.min_tokens))
+}
+
+/// Tokens above 255 have no byte: a blank stands for them.
+fn byte_token(id: u32) -> u32 {
+    if id < 256 { id } else { u32::from(b' ') }
+}
+
+/// A made-up log-probability, the same for the same row and position.
+fn logprob(token: u32, alternatives: u32, seed: u64) -> TokenLogprob {
+    let logprob = -((fingerprint(&seed) % 1000) as f32) / 1000.0;
+    TokenLogprob {
+        token,
+        bytes: vec![byte_token(token) as u8],
+        logprob,
+        top: (0..alternatives)
+            .map(|rank| {
+                let other = byte_token(token).wrapping_add(rank) % 256;
+                (other, vec![other as u8], logprob - rank as f32)
+            })
+            .collect(),
+    }
+}
+
+fn fingerprint(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}

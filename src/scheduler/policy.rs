@@ -1,0 +1,92 @@
+//! Who may join the running set, which compatible group steps next, and how much of a step's time
+//! goes to `Begin` work.
+
+use std::time::Duration;
+
+use crate::batch::{BatchKey, Capacity};
+use crate::time::Time;
+
+use super::queue::WaitingQueue;
+use super::running::Running;
+use super::{Batching, SchedulerConfig};
+
+/// Who may be admitted before the next step. Those who may are taken in the order of arrival, and
+/// the first that does not fit ends it: nobody overtakes a row that waits for memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Joiners {
+    Nobody,
+    Anybody,
+    Only(BatchKey),
+}
+
+/// The batching rule: an idle engine waits for a full batch or for the oldest waiter's window to
+/// end; a busy one lets newcomers in at once (`continuous`) or not before it is idle (`dynamic`).
+pub(crate) fn joiners(
+    config: &SchedulerConfig,
+    capacity: Capacity,
+    now: Time,
+    waiting: &WaitingQueue,
+    idle: bool,
+) -> Joiners {
+    match (config.batching, idle) {
+        (Batching::Continuous, false) => Joiners::Anybody,
+        (Batching::Dynamic, false) => Joiners::Nobody,
+        (batching, true) => match released(config, capacity, now, waiting) {
+            None => Joiners::Nobody,
+            Some(_) if batching == Batching::Continuous => Joiners::Anybody,
+            Some(key) => Joiners::Only(key),
+        },
+    }
+}
+
+/// The group that an idle engine should start with now, if it should wait no longer.
+fn released(
+    config: &SchedulerConfig,
+    capacity: Capacity,
+    now: Time,
+    waiting: &WaitingQueue,
+) -> Option<BatchKey> {
+    let oldest = waiting.front()?;
+    if oldest.since + config.max_queue_delay <= now {
+        return Some(oldest.key);
+    }
+    waiting.full_group(capacity.slots, capacity.memory_units)
+}
+
+/// When an idle engine should start with what waits: the past if it should already have.
+pub(crate) fn release_time(
+    config: &SchedulerConfig,
+    capacity: Capacity,
+    waiting: &WaitingQueue,
+) -> Option<Time> {
+    let oldest = waiting.front()?;
+    if waiting
+        .full_group(capacity.slots, capacity.memory_units)
+        .is_some()
+    {
+        return Some(Time::ZERO);
+    }
+    Some(oldest.since + config.max_queue_delay)
+}
+
+/// The group that has gone without a step for longest; the earliest admitted wins a tie. Each group
+/// has its turn, whatever its size.
+pub(crate) fn next_group<'a>(running: impl Iterator<Item = &'a Running>) -> Option<BatchKey> {
+    running
+        .min_by_key(|row| (row.last_step, row.ticket))
+        .map(|row| row.key)
+}
+
+/// Where nobody's stream waits for it, `Begin` work may fill so many step budgets at once: larger
+/// chunks are cheaper, but newcomers and cancels wait for the end of the pass.
+const SOLO_BUDGETS: f64 = 4.0;
+/// `Begin` work gets this share of the budget even if iterating rows alone exceed it; prompts would
+/// starve behind a full batch otherwise.
+const LEAST_SHARE: f64 = 0.25;
+
+/// Seconds of `Begin` work in a pass that takes `other_seconds` without it.
+pub(crate) fn begin_seconds(step_budget: Duration, other_seconds: f64, solo: bool) -> f64 {
+    let budget = step_budget.as_secs_f64();
+    let whole = if solo { budget * SOLO_BUDGETS } else { budget };
+    (whole - other_seconds).max(budget * LEAST_SHARE)
+}
