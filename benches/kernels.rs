@@ -15,9 +15,17 @@ const ROWS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 const SHAPES: [(usize, usize); 3] = [(1536, 576), (576, 1536), (49152, 576)];
 
 fn products(criterion: &mut Criterion) {
-    let threads = std::env::var("GIRANDOLE_BENCH_THREADS").map_or(1, |count| count.parse().expect("a number"));
+    let threads = std::env::var("GIRANDOLE_BENCH_THREADS")
+        .map_or(1, |count| count.parse().expect("a number"));
     set_compute_threads(threads);
-    for dtype in [GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q5_0, GgmlDType::F16, GgmlDType::F32] {
+    for dtype in [
+        GgmlDType::Q4_1,
+        GgmlDType::Q8_0,
+        GgmlDType::Q4_0,
+        GgmlDType::Q5_0,
+        GgmlDType::F16,
+        GgmlDType::F32,
+    ] {
         for (n, k) in SHAPES {
             compare(criterion, dtype, n, k);
         }
@@ -39,8 +47,12 @@ fn compare(criterion: &mut Criterion, dtype: GgmlDType, n: usize, k: usize) {
             elements: (2 * rows * n * k) as u64,
             bytes: (n * k * dtype.type_size() / dtype.block_size()) as u64,
         });
-        group.bench_with_input(BenchmarkId::new("girandole", rows), &x, |bencher, x| bencher.iter(|| ours.forward(x)));
-        group.bench_with_input(BenchmarkId::new("candle", rows), &x, |bencher, x| bencher.iter(|| candles.forward(x)));
+        group.bench_with_input(BenchmarkId::new("girandole", rows), &x, |bencher, x| {
+            bencher.iter(|| ours.forward(x))
+        });
+        group.bench_with_input(BenchmarkId::new("candle", rows), &x, |bencher, x| {
+            bencher.iter(|| candles.forward(x))
+        });
     }
     group.finish();
 }
