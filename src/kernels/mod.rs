@@ -11,9 +11,9 @@
 //!
 //! What is not here: weights' names, model shapes, sampling. Those belong to `model`.
 
-pub mod candle_threads;
 pub mod activation;
 pub mod attention;
+pub mod candle_threads;
 mod dense;
 pub mod embedding;
 pub mod isa;
