@@ -19,12 +19,14 @@ pub mod embedding;
 pub mod isa;
 pub mod linear;
 mod lines;
+mod math;
 pub mod norm;
 mod panel;
 mod quant;
 pub mod reference;
 pub mod rope;
 mod shared_output;
+mod simd;
 mod tensor_data;
 #[cfg(test)]
 pub(crate) mod test_numbers;

