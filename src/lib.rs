@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod batch;
+pub mod client;
 pub mod config;
 pub mod engine;
 pub mod events;

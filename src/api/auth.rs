@@ -29,21 +29,25 @@ const DIGEST_PREFIX: &str = "sha256:";
 
 impl ApiKeys {
     /// Reads a key file: one key a line, or `sha256:` and the 64 hexadecimal digits of its digest,
-    /// optionally with a name before it (`name = key`). Blank lines and `#` comments are skipped.
-    /// A key without a name is called `key-N` by its line.
+    /// optionally with a name and a space before it. Blank lines and `#` comments are skipped. A
+    /// key without a name is called `key-N` by its line.
     ///
     /// # Errors
     /// The number of a line that cannot be read, and why. The message never holds a key.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut keys: Vec<(Arc<str>, [u8; 32])> = Vec::new();
         for (line, number) in text.lines().zip(1u32..) {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let (name, secret) = match line.split_once('=') {
-                Some((name, secret)) => (name.trim().to_owned(), secret.trim()),
-                None => (format!("key-{number}"), line),
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (name, secret) = match words[..] {
+                [] => continue,
+                [comment, ..] if comment.starts_with('#') => continue,
+                [secret] => (format!("key-{number}"), secret),
+                [name, secret] => (name.to_owned(), secret),
+                _ => {
+                    return Err(format!(
+                        "line {number}: a name and a key are two words at most"
+                    ));
+                }
             };
             let digest = digest_of(secret).map_err(|why| format!("line {number}: {why}"))?;
             if keys.iter().any(|(other, _)| **other == *name) {
@@ -133,7 +137,7 @@ mod tests {
 
     const FILE: &str = "\
 # who may call
-alice = alice-secret-0123456789
+alice alice-secret-0123456789
 
 sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 ";
@@ -162,8 +166,9 @@ sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
             &format!("sha256:{}", "g".repeat(64)),
             "line 1: a digest has 64 hexadecimal digits",
         );
+        check("a b c", "line 1: a name and a key are two words at most");
         check(
-            "a=0123456789abcdef\na=0123456789abcdeg",
+            "a 0123456789abcdef\na 0123456789abcdeg",
             "line 2: the name is used twice",
         );
     }

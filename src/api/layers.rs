@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -26,6 +26,8 @@ pub(super) fn around(
     state: &Arc<AppState>,
 ) -> Router<Arc<AppState>> {
     let mut routes = routes
+        // The body's layer holds it against our own limit; axum's would be 2 MB.
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(Arc::clone(state), body::layer))
         .layer(from_fn_with_state(Arc::clone(state), auth::layer))
         .layer(CatchPanicLayer::custom(answer_to_panic));

@@ -6,7 +6,7 @@ use axum::Router;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{AppState, native, ops};
+use super::{AppState, native, openai, ops};
 
 /// The description: `/openapi.json`.
 #[derive(OpenApi)]
@@ -36,6 +36,8 @@ use super::{AppState, native, ops};
     )),
     tags(
         (name = "native", description = "submit, follow, ask, cancel"),
+        (name = "openai", description = "for clients of OpenAI's API and of vLLM's additions to it; \
+            what is not served is refused by name"),
         (name = "operations", description = "health, metrics, load"),
     )
 )]
@@ -44,6 +46,9 @@ struct Description;
 /// `/openapi.json` and `/docs`.
 pub(super) fn routes() -> Router<Arc<AppState>> {
     SwaggerUi::new("/docs")
-        .url("/openapi.json", Description::openapi())
+        .url(
+            "/openapi.json",
+            Description::openapi().merge_from(openai::description()),
+        )
         .into()
 }

@@ -10,6 +10,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::sync::Semaphore;
+use utoipa::ToSchema;
 
 use super::error::{ApiError, OpenAiError};
 use super::openai::read_chat;
@@ -28,21 +29,35 @@ pub fn routes() -> Router<Arc<AppState>> {
         .route("/apply-template", post(apply_template))
 }
 
-#[derive(Debug, Serialize)]
-struct TokenizeReply {
+/// A text's tokens.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TokenizeReply {
+    /// How many.
     count: usize,
+    /// Tokens of a prompt and its answer together.
     max_model_len: u32,
+    /// Their ids.
     tokens: Vec<u32>,
     /// Each token's own text, if asked for.
     token_strs: Option<Vec<String>>,
 }
 
-#[derive(Debug, Serialize)]
-struct PromptReply {
+/// A text.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PromptReply {
+    /// The text.
     prompt: String,
 }
 
-async fn tokenize(
+/// The tokens of `prompt`, or of what the chat template makes of `messages`.
+#[utoipa::path(post, path = "/tokenize", tag = "openai",
+    request_body(content = Object, example = json!({"prompt": "Hello", "return_token_strs": true})),
+    responses(
+        (status = 200, body = TokenizeReply),
+        (status = 400, description = "a field is wrong; it is named in `param`"),
+        (status = 404, description = "there is no such model"),
+    ))]
+pub(super) async fn tokenize(
     State(state): State<Arc<AppState>>,
     body: Bytes,
 ) -> Result<Json<TokenizeReply>, OpenAiError> {
@@ -81,7 +96,15 @@ fn token_texts(intake: &TextIntake, tokens: &[u32]) -> Vec<String> {
         .collect()
 }
 
-async fn detokenize(
+/// The text of `tokens`.
+#[utoipa::path(post, path = "/detokenize", tag = "openai",
+    request_body(content = Object, example = json!({"tokens": [1, 2, 3]})),
+    responses(
+        (status = 200, body = PromptReply),
+        (status = 400, description = "a field is wrong; it is named in `param`"),
+        (status = 404, description = "there is no such model"),
+    ))]
+pub(super) async fn detokenize(
     State(state): State<Arc<AppState>>,
     body: Bytes,
 ) -> Result<Json<PromptReply>, OpenAiError> {
@@ -101,7 +124,17 @@ async fn detokenize(
     Ok(Json(reply.await?))
 }
 
-async fn apply_template(
+/// The prompt that the model's chat template makes of `messages`.
+#[utoipa::path(post, path = "/apply-template", tag = "openai",
+    request_body(content = Object, example = json!({
+        "messages": [{"role": "user", "content": "Hello"}],
+    })),
+    responses(
+        (status = 200, body = PromptReply),
+        (status = 400, description = "a field is wrong; it is named in `param`"),
+        (status = 404, description = "there is no such model"),
+    ))]
+pub(super) async fn apply_template(
     State(state): State<Arc<AppState>>,
     body: Bytes,
 ) -> Result<Json<PromptReply>, OpenAiError> {

@@ -135,7 +135,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(LISTENING, "host", "ADDRESS", "127.0.0.1", "Address to listen on"),
     one(LISTENING, "port", "PORT", "8080", "Port to listen on; 0 for any free one"),
     one(LISTENING, "api_key_file", "FILE", "",
-        "Keys that callers must show, one a line, or sha256:DIGEST; each may be named NAME=KEY"),
+        "Keys that callers must show, one a line, or sha256:DIGEST; each may have a name and a space before it"),
     switch(LISTENING, "allow_unauthenticated",
         "Listen beyond this machine without asking for keys"),
     one(LISTENING, "cors_origin", "ORIGIN", "",

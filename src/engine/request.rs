@@ -8,6 +8,7 @@ use super::{RequestEnd, Submission};
 use crate::batch::{Emission, FinishReason, Phase, Slot, Usage};
 use crate::events::{EventKind, Failure, FailureKind};
 use crate::job::{Job, RowId};
+use crate::scheduler::Place;
 use crate::time::Time;
 
 /// A request between its submission and its terminal event.
@@ -17,8 +18,9 @@ pub(super) struct Request {
     choices: Vec<Choice>,
     usage: Usage,
     started: bool,
+    told: Option<Told>,
     /// Its place in the engine, given back when this is dropped.
-    _permit: Permit,
+    permit: Permit,
 }
 
 /// One answer of the request.
@@ -31,6 +33,21 @@ struct Choice {
     last_token_at: Option<Time>,
     finished: Option<FinishReason>,
 }
+
+/// What its log says of its place in the queue.
+#[derive(Clone, Copy)]
+struct Told {
+    at: Time,
+    position: u32,
+    eta: Option<Time>,
+}
+
+/// A waiting request is told its place at most so often.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// A changed estimate is news if it differs by this much, and by this share of the time left. A
+/// reader counts down by itself.
+const ETA_NEWS: Duration = Duration::from_secs(1);
+const ETA_NEWS_SHARE: f64 = 0.2;
 
 /// Time between tokens, for the observer.
 pub(super) enum TokenGap {
@@ -51,7 +68,8 @@ impl Request {
             submission: delivery.submission,
             submitted: delivery.submitted,
             started: false,
-            _permit: delivery.permit,
+            told: None,
+            permit: delivery.permit,
         }
     }
 
@@ -61,6 +79,28 @@ impl Request {
 
     pub(super) fn append(&self, at: Time, kind: EventKind) {
         self.submission.log.append(at, kind);
+    }
+
+    /// Appends the request's place in the queue if that is news.
+    pub(super) fn tell_place(&mut self, now: Time, place: &Place, waiting: u32) {
+        let quiet = self.started
+            || self
+                .told
+                .is_some_and(|told| now < told.at + TELL_INTERVAL || !told.is_outdated(now, place));
+        if quiet {
+            return;
+        }
+        self.told = Some(Told {
+            at: now,
+            position: place.position,
+            eta: place.eta,
+        });
+        let event = EventKind::Queued {
+            position: place.position,
+            waiting,
+            eta: place.eta.map(|eta| eta - now),
+        };
+        self.append(now, event);
     }
 
     /// A row got a slot. Tells whether it was the request's first.
@@ -143,6 +183,7 @@ impl Request {
         self.append(at, event);
     }
 
+    /// Whether every row is complete.
     pub(super) fn all_rows_finished(&self) -> bool {
         self.choices.iter().all(|choice| choice.finished.is_some())
     }
@@ -150,7 +191,8 @@ impl Request {
     /// Closes the log of a request whose rows are all complete.
     pub(super) fn finish(self, at: Time) -> RequestEnd {
         let reason = self.choices[0].finished.unwrap_or(FinishReason::Stop);
-        self.append(at, EventKind::Finished { usage: self.usage });
+        let usage = self.usage;
+        self.close(at, EventKind::Finished { usage });
         RequestEnd::Finished(reason)
     }
 
@@ -166,7 +208,8 @@ impl Request {
                 self.finish_row(at, row as u32, FinishReason::Cancelled);
             }
         }
-        self.append(at, EventKind::Finished { usage: self.usage });
+        let usage = self.usage;
+        self.close(at, EventKind::Finished { usage });
         RequestEnd::Cancelled(phase)
     }
 
@@ -177,7 +220,25 @@ impl Request {
             message: message.to_owned(),
         };
         let usage = self.usage;
-        self.append(at, EventKind::Failed { failure, usage });
+        self.close(at, EventKind::Failed { failure, usage });
         RequestEnd::Failed(kind)
+    }
+
+    /// Gives the place back, then writes the terminal event: who reads it finds the place free.
+    fn close(self, at: Time, terminal: EventKind) {
+        drop(self.permit);
+        self.submission.log.append(at, terminal);
+    }
+}
+
+impl Told {
+    fn is_outdated(&self, now: Time, place: &Place) -> bool {
+        let (old, new) = match (self.eta, place.eta) {
+            (Some(old), Some(new)) => (old, new),
+            (old, new) => return old != new || self.position != place.position,
+        };
+        let off = (old - new).max(new - old);
+        let tolerance = ETA_NEWS.max((new - now).mul_f64(ETA_NEWS_SHARE));
+        self.position != place.position || off > tolerance
     }
 }

@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::handle::{EngineHandle, Shared};
-use super::request::Request;
 use super::turn::{Engine, Turn, panic_message};
 use super::{EngineConfig, EngineState, Observer, Reject};
 use crate::events::FailureKind;
@@ -53,28 +52,27 @@ fn run(
     let mut engine = Engine::new(Arc::clone(shared), config, model);
     let outcome = catch_unwind(AssertUnwindSafe(|| take_turns(shared, &mut engine)));
     let now = shared.clock.now();
-    match outcome {
-        Ok(()) => {
-            engine.close(
-                now,
-                Reject::Draining,
-                FailureKind::Shutdown,
-                "the service was stopped",
-            );
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(engine)));
-            shared.enter(EngineState::Stopped);
-        }
+    let (refusal, kind, message) = match outcome {
+        Ok(()) => (
+            Reject::Draining,
+            FailureKind::Shutdown,
+            "the service was stopped".to_owned(),
+        ),
         Err(panic) => {
             let reason = format!("its thread panicked: {}", panic_message(&*panic));
-            engine.close(
-                now,
+            (
                 Reject::Dead(reason.clone()),
                 FailureKind::EngineDead,
-                &reason,
-            );
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(engine)));
-            die(shared, &reason);
+                reason,
+            )
         }
+    };
+    // The model goes with the engine, and may panic once more.
+    let close = || engine.close(now, refusal, kind, &message);
+    let closed = catch_unwind(AssertUnwindSafe(close));
+    match (kind, closed) {
+        (FailureKind::Shutdown, Ok(())) => shared.enter(EngineState::Stopped),
+        _ => die(shared, &message),
     }
 }
 
@@ -92,10 +90,7 @@ fn take_turns(shared: &Shared, engine: &mut Engine) {
 /// The engine cannot go on: refuses what comes, and closes the logs of what had come.
 fn die(shared: &Shared, reason: &str) {
     tracing::error!(engine = %shared.model, reason, "the engine has failed");
-    let leftover = shared.mailbox.close(Reject::Dead(reason.to_owned()));
-    let now = shared.clock.now();
-    for delivery in leftover.submissions {
-        Request::new(delivery).fail(now, FailureKind::EngineDead, reason);
-    }
+    let refusal = Reject::Dead(reason.to_owned());
+    shared.close_mailbox(shared.clock.now(), refusal, FailureKind::EngineDead, reason);
     shared.enter(EngineState::Failed(reason.to_owned()));
 }

@@ -8,13 +8,14 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::handle::{EngineHandle, Shared};
 use super::mailbox::{CancelKind, Delivery, Mail};
 use super::request::{Request, TokenGap};
 use super::{EngineConfig, EngineState, Observer, Reject, RequestEnd, Snapshot, StepReport};
 use crate::batch::{Admission, Next, Phase, PlannedRow, RowOutcome, Slot, StepPlan};
-use crate::events::{EventKind, FailureKind};
+use crate::events::FailureKind;
 use crate::job::{RequestId, RowId};
 use crate::model::{Model, ModelError};
 use crate::scheduler::{Entry, RowResult, Scheduler};
@@ -42,7 +43,11 @@ pub struct Engine {
     /// The row in each slot.
     rows: Vec<Option<RowId>>,
     steps: u64,
+    next_survey: Time,
 }
+
+/// Places in the queue are reckoned at most so often, whatever the load.
+const SURVEY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An engine without a thread, for whoever brings the time along: the simulation. It is ready.
 pub fn unthreaded(
@@ -68,6 +73,7 @@ impl Engine {
             scheduler,
             requests: HashMap::new(),
             steps: 0,
+            next_survey: Time::ZERO,
         }
     }
 
@@ -89,7 +95,9 @@ impl Engine {
         if !plan.run.is_empty() {
             self.run_pass(clock, now, &plan.run);
         }
-        self.publish();
+        let now = clock.now();
+        self.tell_places(now);
+        self.publish(now);
         self.next_turn(drain)
     }
 
@@ -130,7 +138,7 @@ impl Engine {
 
     fn accept(&mut self, now: Time, delivery: Delivery) {
         let id = delivery.submission.id;
-        let request = Request::new(delivery);
+        let mut request = Request::new(delivery);
         let job = &*request.submission.job;
         let cost = self.model.cost(job);
         let limit = self.scheduler.capacity().memory_units;
@@ -141,24 +149,30 @@ impl Engine {
             cost,
             deadline: request.submission.deadline,
         };
-        let position = self.scheduler.waiting_requests();
-        request.append(
-            now,
-            EventKind::Queued {
-                position,
-                waiting: position + 1,
-                eta: None,
-            },
-        );
-        self.requests.insert(id, request);
         if cost.memory_units > limit {
             let message = format!(
                 "the request needs {} memory units a row, and the model has {limit}",
                 cost.memory_units
             );
-            self.fail(now, id, FailureKind::Row, &message);
-        } else {
-            self.scheduler.add(now, entry);
+            self.requests.insert(id, request);
+            return self.fail(now, id, FailureKind::Row, &message);
+        }
+        let place = self.scheduler.add(now, entry);
+        request.tell_place(now, &place, self.scheduler.waiting_requests());
+        self.requests.insert(id, request);
+    }
+
+    /// Tells waiting requests their places, once in a while.
+    fn tell_places(&mut self, now: Time) {
+        if now < self.next_survey {
+            return;
+        }
+        self.next_survey = now + SURVEY_INTERVAL;
+        let waiting = self.scheduler.waiting_requests();
+        for place in self.scheduler.survey(now) {
+            if let Some(request) = self.requests.get_mut(&place.request) {
+                request.tell_place(now, &place, waiting);
+            }
         }
     }
 
@@ -210,6 +224,7 @@ impl Engine {
                 "step",
                 engine = %self.shared.model,
                 step = self.steps,
+                phase = phase_name(run),
                 rows = run.len(),
             )
             .entered();
@@ -307,7 +322,7 @@ impl Engine {
         }
     }
 
-    /// Ends a request: closes its log, takes its rows from scheduler and model, gives its place back.
+    /// Ends a request: takes its rows from scheduler and model, closes its log, gives its place back.
     fn end(&mut self, now: Time, id: RequestId, close: impl FnOnce(Request) -> RequestEnd) {
         let Some(request) = self.requests.remove(&id) else {
             return;
@@ -318,13 +333,8 @@ impl Engine {
                 self.retire(slot);
             }
         }
-        let (submitted, tokens) = (request.submitted, request.usage().completion_tokens);
-        let end = close(request);
         self.shared.mailbox.forget(id);
-        self.shared.gate.note_end(now);
-        self.shared
-            .observer
-            .ended(&self.shared.model, end, now - submitted, tokens);
+        self.shared.close_log(now, request, close);
     }
 
     fn retire(&mut self, slot: Slot) {
@@ -332,7 +342,7 @@ impl Engine {
         self.model.retire(slot);
     }
 
-    fn publish(&self) {
+    fn publish(&self, now: Time) {
         let capacity = self.scheduler.capacity();
         self.shared.publish(Snapshot {
             waiting_requests: self.scheduler.waiting_requests(),
@@ -342,18 +352,35 @@ impl Engine {
             memory_units_used: self.scheduler.memory_units_used(),
             memory_units_total: capacity.memory_units,
             queued_tokens: self.shared.gate.tokens(),
-            eta: None,
+            eta: self.scheduler.newcomer_eta(now).map(|eta| eta - now),
         });
     }
 
-    /// Takes nothing more and fails whatever is left.
-    pub(super) fn close(&mut self, now: Time, refusal: Reject, kind: FailureKind, message: &str) {
-        let leftover = self.shared.mailbox.close(refusal);
-        for delivery in leftover.submissions {
-            Request::new(delivery).fail(now, kind, message);
-        }
+    /// Takes nothing more and fails whatever is left, without touching the model again.
+    pub(super) fn close(mut self, now: Time, refusal: Reject, kind: FailureKind, message: &str) {
+        self.shared.close_mailbox(now, refusal, kind, message);
         for (_, request) in self.requests.drain() {
-            request.fail(now, kind, message);
+            let fail = |request: Request| request.fail(now, kind, message);
+            self.shared.close_log(now, request, fail);
+        }
+    }
+}
+
+impl Shared {
+    /// Ends a request for good; its place is free when this returns.
+    fn close_log(&self, now: Time, request: Request, close: impl FnOnce(Request) -> RequestEnd) {
+        let (submitted, tokens) = (request.submitted, request.usage().completion_tokens);
+        let end = close(request);
+        self.gate.note_end(now);
+        self.observer
+            .ended(&self.model, end, now - submitted, tokens);
+    }
+
+    /// Takes nothing more, and fails what nobody has looked at yet.
+    pub(super) fn close_mailbox(&self, now: Time, why: Reject, kind: FailureKind, message: &str) {
+        for delivery in self.mailbox.close(why).submissions {
+            let fail = |request: Request| request.fail(now, kind, message);
+            self.close_log(now, Request::new(delivery), fail);
         }
     }
 }
@@ -365,6 +392,17 @@ fn step_report(started: Time, now: Time, run: &[PlannedRow]) -> StepReport {
         begin_rows: run.iter().filter(begin).count() as u32,
         iterate_rows: run.iter().filter(|planned| !begin(planned)).count() as u32,
         begin_work: run.iter().filter(begin).map(|planned| planned.work).sum(),
+    }
+}
+
+/// What a pass does, in one word.
+fn phase_name(run: &[PlannedRow]) -> &'static str {
+    let all = |phase| run.iter().all(|planned| planned.phase == phase);
+    match () {
+        () if all(Phase::Begin) => "begin",
+        () if all(Phase::Iterate) => "iterate",
+        () if all(Phase::Finish) => "finish",
+        () => "mixed",
     }
 }
 

@@ -73,3 +73,84 @@ fn gather(
     }
     Tensor::from_vec(output, (ids.len(), dim), &Device::Cpu)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::GgmlDType;
+
+    use super::*;
+    use crate::kernels::test_numbers::numbers;
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn rows_come_back_as_candle_reads_them() {
+        let plain = Tensor::from_vec(numbers(50 * 256, 1), (50, 256), &Device::Cpu).unwrap();
+        let ids = Tensor::new(&[49u32, 0, 17, 17, 16], &Device::Cpu).unwrap();
+        for dtype in [
+            GgmlDType::Q8_0,
+            GgmlDType::Q4_1,
+            GgmlDType::Q6K,
+            GgmlDType::Q2K,
+            GgmlDType::F16,
+        ] {
+            let table = QTensor::quantize(&plain, dtype).unwrap();
+            let expected = values(&table.embedding(&ids).unwrap());
+            assert_eq!(
+                values(&Embedding::quantized(table).unwrap().forward(&ids).unwrap()),
+                expected,
+                "{dtype:?}"
+            );
+        }
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let table = plain.to_dtype(dtype).unwrap();
+            let expected = values(
+                &table
+                    .index_select(&ids, 0)
+                    .unwrap()
+                    .to_dtype(DType::F32)
+                    .unwrap(),
+            );
+            assert_eq!(
+                values(&Embedding::dense(table).unwrap().forward(&ids).unwrap()),
+                expected,
+                "{dtype:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_id_outside_the_table_is_refused() {
+        let plain = Tensor::from_vec(numbers(50 * 32, 1), (50, 32), &Device::Cpu).unwrap();
+        let outside = Tensor::new(&[50u32], &Device::Cpu).unwrap();
+        assert!(
+            Embedding::dense(plain.clone())
+                .unwrap()
+                .forward(&outside)
+                .is_err()
+        );
+        let table = QTensor::quantize(&plain, GgmlDType::Q8_0).unwrap();
+        assert!(
+            Embedding::quantized(table)
+                .unwrap()
+                .forward(&outside)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_tied_head_shares_the_table() {
+        let plain = Tensor::from_vec(numbers(50 * 32, 1), (50, 32), &Device::Cpu).unwrap();
+        let embedding =
+            Embedding::quantized(QTensor::quantize(&plain, GgmlDType::Q8_0).unwrap()).unwrap();
+        let Weight::Quant(table) = &embedding.table else {
+            panic!("packed tiles")
+        };
+        assert_eq!(Arc::strong_count(table), 1);
+        let head = embedding.tied_head().unwrap();
+        assert_eq!(Arc::strong_count(table), 2);
+        assert_eq!((head.out_features(), head.in_features()), (50, 32));
+    }
+}

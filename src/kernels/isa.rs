@@ -17,6 +17,10 @@ pub enum Isa {
 impl Isa {
     /// The best set of this processor.
     pub fn detected() -> Self {
+        #[cfg(test)]
+        if let Some(forced) = FORCED.get() {
+            return forced;
+        }
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| {
             *Self::available()
@@ -47,23 +51,54 @@ impl Isa {
     }
 }
 
-/// Defines a function that runs a plain Rust body compiled once per instruction set.
+#[cfg(test)]
+thread_local! {
+    static FORCED: std::cell::Cell<Option<Isa>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+impl Isa {
+    /// Runs `body` once per available set, which then counts as detected on this thread, and returns the results,
+    /// the plain one first.
+    pub(super) fn for_each<T>(body: impl Fn() -> T) -> Vec<T> {
+        let run = |isa| {
+            FORCED.set(Some(isa));
+            let result = body();
+            FORCED.set(None);
+            result
+        };
+        Self::available().into_iter().map(run).collect()
+    }
+}
+
+/// Defines a function that runs one body compiled once per instruction set.
 ///
-/// The body must be `#[inline(always)]`. It fixes the order of its sums itself, so all versions agree bit for bit.
+/// A body is `#[inline(always)]`; written `body<Vector>` it is generic over [`Vector`](super::simd::Vector). It fixes the
+/// order of its sums itself, so all versions agree bit for bit.
 macro_rules! per_isa {
-    ($(#[$attribute:meta])* $visibility:vis fn $name:ident$(<$generic:ident: $bound:path>)?($($argument:ident: $type:ty),* $(,)?) = $body:path;) => {
-        $(#[$attribute])*
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident<Vector>;) => {
+        $crate::kernels::isa::per_isa! {
+            @define [$(#[$attribute])* $visibility fn $name] ($($argument: $type),*)
+            [$body::<$crate::kernels::simd::x86::Avx512>] [$body::<$crate::kernels::simd::x86::Avx2>] [$body::<[f32; 16]>]
+        }
+    };
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident;) => {
+        $crate::kernels::isa::per_isa! {
+            @define [$(#[$attribute])* $visibility fn $name] ($($argument: $type),*) [$body] [$body] [$body]
+        }
+    };
+    (@define [$($signature:tt)*] ($($argument:ident: $type:ty),*) [$($avx512:tt)*] [$($avx2:tt)*] [$($portable:tt)*]) => {
         #[allow(unsafe_code, reason = "calls a function compiled for instructions that were found at run time")]
-        $visibility fn $name$(<$generic: $bound>)?($($argument: $type),*) {
+        $($signature)*($($argument: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
-                fn avx512$(<$generic: $bound>)?($($argument: $type),*) {
-                    $body($($argument),*)
+                fn avx512($($argument: $type),*) {
+                    $($avx512)*($($argument),*)
                 }
                 #[target_feature(enable = "avx2,fma,f16c")]
-                fn avx2$(<$generic: $bound>)?($($argument: $type),*) {
-                    $body($($argument),*)
+                fn avx2($($argument: $type),*) {
+                    $($avx2)*($($argument),*)
                 }
                 match $crate::kernels::isa::Isa::detected() {
                     // SAFETY: `detected` found these features on this processor.
@@ -73,7 +108,7 @@ macro_rules! per_isa {
                     $crate::kernels::isa::Isa::Portable => {}
                 }
             }
-            $body($($argument),*)
+            $($portable)*($($argument),*)
         }
     };
 }

@@ -181,3 +181,173 @@ impl Linear {
         self.weight.dims().1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::test_numbers::{largest, numbers};
+
+    fn tensor(rows: usize, columns: usize, seed: u64) -> Tensor {
+        Tensor::from_vec(numbers(rows * columns, seed), (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Layers of every way that a weight may be kept, each with the weight that it stands for in f32.
+    fn layers(n: usize, k: usize) -> Vec<(String, Linear, Tensor)> {
+        let plain = tensor(n, k, 3);
+        let mut layers = Vec::new();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let weight = plain.to_dtype(dtype).unwrap();
+            let wide = weight.to_dtype(DType::F32).unwrap();
+            layers.push((
+                format!("{dtype:?}"),
+                Linear::dense(weight, None).unwrap(),
+                wide,
+            ));
+        }
+        for dtype in [
+            GgmlDType::F32,
+            GgmlDType::F16,
+            GgmlDType::BF16,
+            GgmlDType::Q2K,
+            GgmlDType::Q3K,
+            GgmlDType::Q8K,
+        ] {
+            if k % dtype.block_size() == 0 {
+                let weight = QTensor::quantize(&plain, dtype).unwrap();
+                let wide = weight.dequantize(&Device::Cpu).unwrap();
+                layers.push((
+                    format!("gguf {dtype:?}"),
+                    Linear::quantized(weight, None).unwrap(),
+                    wide,
+                ));
+            }
+        }
+        layers
+    }
+
+    #[test]
+    fn plain_and_widened_products_are_right_on_odd_shapes() {
+        for (n, k) in [(1, 1), (7, 31), (33, 64), (16, 577), (40, 512)] {
+            for (name, layer, weight) in layers(n, k) {
+                let weight = values(&weight);
+                for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
+                    let x = tensor(rows, k, 4);
+                    let output = values(&layer.forward(&x).unwrap());
+                    for (x, output) in values(&x).chunks(k).zip(output.chunks(n)) {
+                        for (weight, output) in weight.chunks(k).zip(output) {
+                            let products = || {
+                                weight
+                                    .iter()
+                                    .zip(x)
+                                    .map(|(&w, &x)| f64::from(w) * f64::from(x))
+                            };
+                            let (expected, size) = (
+                                products().sum::<f64>(),
+                                products().map(f64::abs).sum::<f64>(),
+                            );
+                            let error = (f64::from(*output) - expected).abs();
+                            assert!(
+                                error <= 1e-6 * size.max(1.0),
+                                "{name} {rows} x {n} x {k}: {output}, {expected}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_company() {
+        let (n, k) = (35, 512);
+        for (name, layer, _) in layers(n, k) {
+            let x = tensor(13, k, 4);
+            let together = values(&layer.forward(&x).unwrap());
+            for row in 0..13 {
+                let alone = layer.forward(&x.narrow(0, row, 1).unwrap()).unwrap();
+                assert_eq!(
+                    values(&alone),
+                    together[row * n..(row + 1) * n],
+                    "{name} row {row}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn instruction_sets_agree_bit_for_bit_on_plain_weights() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let (n, k) = (35, 77);
+            let matrix = DenseMatrix::pack(&tensor(n, k, 3).to_dtype(dtype).unwrap()).unwrap();
+            for rows in [1, 2, 3, 4, 5, 6, 7, 8, 11] {
+                let x = numbers(rows * k, 9);
+                let outputs = Isa::available().into_iter().map(|isa| {
+                    let mut output = vec![f32::NAN; rows * n];
+                    matrix.multiply(isa, &x, None, &mut output);
+                    output
+                });
+                let outputs: Vec<_> = outputs.collect();
+                assert!(
+                    outputs.iter().all(|output| *output == outputs[0]),
+                    "{dtype:?} {rows} rows"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_bias_is_added_to_every_row() {
+        for dtype in [DType::F32, DType::F16] {
+            let bias = tensor(1, 35, 8)
+                .flatten_all()
+                .unwrap()
+                .to_dtype(dtype)
+                .unwrap();
+            let weight = || QTensor::quantize(&tensor(35, 64, 3), GgmlDType::Q4_1).unwrap();
+            let x = tensor(5, 64, 4);
+            let with = Linear::quantized(weight(), Some(bias.clone()))
+                .unwrap()
+                .forward(&x)
+                .unwrap();
+            let without = Linear::quantized(weight(), None)
+                .unwrap()
+                .forward(&x)
+                .unwrap();
+            let added = (with - without)
+                .unwrap()
+                .broadcast_sub(&bias.to_dtype(DType::F32).unwrap())
+                .unwrap();
+            assert!(largest(&values(&added)) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let weight = || tensor(4, 6, 1);
+        let bias = Tensor::zeros(5, DType::F32, &Device::Cpu).unwrap();
+        assert!(
+            Linear::dense(weight(), Some(bias)).is_err(),
+            "a bias of another length"
+        );
+        assert!(
+            Linear::dense(weight().to_dtype(DType::F64).unwrap(), None).is_err(),
+            "f64"
+        );
+        assert!(
+            Linear::dense(weight().flatten_all().unwrap(), None).is_err(),
+            "rank 1"
+        );
+        let layer = Linear::dense(weight(), None).unwrap();
+        assert_eq!((layer.out_features(), layer.in_features()), (4, 6));
+        assert!(layer.forward(&tensor(2, 4, 1)).is_err(), "another width");
+        assert_eq!(
+            layer.forward(&tensor(0, 6, 1)).unwrap().dims(),
+            [0, 4],
+            "no rows"
+        );
+    }
+}

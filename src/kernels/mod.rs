@@ -11,20 +11,22 @@
 //!
 //! What is not here: weights' names, model shapes, sampling. Those belong to `model`.
 
-pub mod candle_threads;
 pub mod activation;
 pub mod attention;
+pub mod candle_threads;
 mod dense;
 pub mod embedding;
 pub mod isa;
 pub mod linear;
 mod lines;
+mod math;
 pub mod norm;
 mod panel;
 mod quant;
 pub mod reference;
 pub mod rope;
 mod shared_output;
+mod simd;
 mod tensor_data;
 #[cfg(test)]
 pub(crate) mod test_numbers;

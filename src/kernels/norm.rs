@@ -2,6 +2,8 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use super::isa::per_isa;
+use super::math::sum_lanes;
 use super::tensor_data::{is_on_cpu, with_slice};
 use super::{reference, threads};
 
@@ -25,13 +27,14 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let mut output = vec![0f32; rows * width];
     with_slice::<f32, _>(x, |x| {
         with_slice::<f32, _>(weight, |weight| {
-            threads::for_each_chunk(&mut output, width * ROWS_PER_TASK, |task, output| {
-                let start = task * width * ROWS_PER_TASK;
-                let x = &x[start..start + output.len()];
-                for (x, output) in x.chunks_exact(width).zip(output.chunks_exact_mut(width)) {
-                    norm_row(x, weight, eps, output);
-                }
-            });
+            threads::for_each_chunk(
+                &mut output,
+                (width * ROWS_PER_TASK).max(1),
+                |task, output| {
+                    let start = task * width * ROWS_PER_TASK;
+                    norm_rows(&x[start..start + output.len()], weight, eps, output);
+                },
+            );
             Ok(())
         })
     })?;
@@ -41,22 +44,71 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 /// A row is too little work to hand to another thread.
 const ROWS_PER_TASK: usize = 64;
 
-fn norm_row(x: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) {
-    let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt();
-    for ((out, x), weight) in output.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * weight;
+per_isa! {
+    /// Rows as wide as `weight`.
+    fn norm_rows(x: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) = norm_rows_body;
+}
+
+#[inline(always)]
+fn norm_rows_body(x: &[f32], weight: &[f32], eps: f32, output: &mut [f32]) {
+    let width = weight.len();
+    for (x, output) in x.chunks_exact(width).zip(output.chunks_exact_mut(width)) {
+        let scale = 1.0 / (sum_of_squares(x) / width as f32 + eps).sqrt();
+        for ((out, x), weight) in output.iter_mut().zip(x).zip(weight) {
+            *out = x * scale * weight;
+        }
     }
 }
 
-/// Sixteen running sums, so that the compiler may use vectors; the order depends on the width alone.
+/// Sixteen running sums, so that vectors may be used; the order depends on the width alone.
+#[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f32 {
     let mut lanes = [0f32; 16];
-    let chunks = x.chunks_exact(16);
-    let tail: f32 = chunks.remainder().iter().map(|x| x * x).sum();
+    let (chunks, tail) = x.as_chunks::<16>();
     for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += x * x;
+        for lane in 0..16 {
+            lanes[lane] = chunk[lane].mul_add(chunk[lane], lanes[lane]);
         }
     }
-    lanes.iter().sum::<f32>() + tail
+    for (lane, x) in lanes.iter_mut().zip(tail) {
+        *lane = x.mul_add(*x, *lane);
+    }
+    sum_lanes(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::test_numbers::{largest, numbers};
+
+    fn tensor(values: Vec<f32>, width: usize) -> Tensor {
+        Tensor::from_vec(values.clone(), (values.len() / width, width), &Device::Cpu).unwrap()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn norm_equals_stock_operations_and_does_not_depend_on_company() {
+        for width in [1, 7, 16, 64, 576, 1000] {
+            let x = numbers(130 * width, 11);
+            let weight = Tensor::from_vec(numbers(width, 12), width, &Device::Cpu).unwrap();
+            let together = values(&rms_norm(&tensor(x.clone(), width), &weight, 1e-5).unwrap());
+            let stock =
+                values(&reference::rms_norm(&tensor(x.clone(), width), &weight, 1e-5).unwrap());
+            let difference: Vec<f32> = together.iter().zip(&stock).map(|(a, b)| a - b).collect();
+            assert!(largest(&difference) < 1e-5, "width {width}");
+            for (x, expected) in x.chunks(width).zip(together.chunks(width)) {
+                let alone = values(&rms_norm(&tensor(x.to_vec(), width), &weight, 1e-5).unwrap());
+                assert_eq!(alone, expected, "width {width}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_weight_of_another_width_is_refused() {
+        let weight = Tensor::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert!(rms_norm(&tensor(vec![1.0; 8], 4), &weight, 1e-5).is_err());
+    }
 }

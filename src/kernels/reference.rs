@@ -120,7 +120,7 @@ fn attend_one_slot(
 ) -> Result<Tensor> {
     let device = q.device();
     let (_, heads, head_dim) = q.dims3()?;
-    let kv_heads = kv.k.dim(2)?;
+    let kv_heads = kv.kv_heads();
     let group = heads / kv_heads;
     let queries = tokens.len();
     let positions: Vec<usize> = tokens

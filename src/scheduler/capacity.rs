@@ -47,6 +47,10 @@ impl Ledger {
         self.memory_units_used
     }
 
+    pub(crate) fn is_full(&self) -> bool {
+        self.free_slots.is_empty()
+    }
+
     pub(crate) fn slots_used(&self) -> u32 {
         self.total.slots - self.free_slots.len() as u32
     }

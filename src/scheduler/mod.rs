@@ -1,13 +1,20 @@
 //! Who runs next: a pure state machine, told the time, answering with data.
 //!
 //! A request is added with all its rows; rows wait in the order of their arrival, are admitted to a
-//! slot with their whole memory reserved, do their `Begin` work in chunks, iterate, and end. The
-//! cycle is [`schedule`](Scheduler::schedule), one forward pass by somebody else,
-//! [`update`](Scheduler::update). No threads, clock, channels, tensors or logging here.
+//! slot with their whole memory reserved (so nothing is preempted later), do their `Begin` work in
+//! chunks, iterate, and end. The cycle is [`schedule`](Scheduler::schedule), one forward pass by
+//! somebody else, [`update`](Scheduler::update). No threads, clock, channels, tensors or logging here.
+//!
+//! Three decisions are made, each in one place of [`policy`]: who may join, which compatible group
+//! steps next, and how much time `Begin` work may take in a pass.
 
 mod capacity;
+mod cost;
+mod forecast;
+mod places;
 mod policy;
 mod queue;
+mod running;
 
 use std::time::Duration;
 
@@ -18,8 +25,13 @@ use crate::job::{RequestId, RowId};
 use crate::time::Time;
 
 use capacity::Ledger;
+use cost::{CostModel, Load};
+use forecast::Forecast;
 use policy::Joiners;
 use queue::{Waiting, WaitingQueue};
+use running::Running;
+
+pub use places::Place;
 
 /// When newcomers may join a running batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +45,7 @@ pub enum Batching {
 /// The scheduler's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchedulerConfig {
-    /// Rows that may run at once.
+    /// Rows that may run at once. At least 1.
     pub batch_size: u32,
     /// How long the oldest waiting row may be kept waiting for an idle engine's batch to fill.
     pub max_queue_delay: Duration,
@@ -68,20 +80,12 @@ pub struct RowResult {
     pub next: Option<BatchKey>,
 }
 
-/// A row that has a slot.
-#[derive(Debug)]
-struct Running {
-    row: RowId,
-    /// Order of admission.
-    ticket: u64,
-    key: BatchKey,
-    cost: RowCost,
-    deadline: Option<Time>,
-    phase: Phase,
-    begin_done: u32,
-    iterations: u32,
-    /// Number of the last step that it was part of, or before which it was admitted.
-    last_step: u64,
+/// The pass under way.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    started: Time,
+    rows: usize,
+    load: Load,
 }
 
 /// The state machine.
@@ -92,6 +96,9 @@ pub struct Scheduler {
     /// By slot.
     running: Vec<Option<Running>>,
     ledger: Ledger,
+    costs: CostModel,
+    forecast: Option<Forecast>,
+    pass: Option<Pass>,
     step: u64,
     next_ticket: u64,
 }
@@ -108,6 +115,9 @@ impl Scheduler {
             waiting: WaitingQueue::default(),
             running: (0..capacity.slots).map(|_| None).collect(),
             ledger: Ledger::new(capacity),
+            costs: CostModel::default(),
+            forecast: None,
+            pass: None,
             step: 0,
             next_ticket: 0,
         }
@@ -142,17 +152,33 @@ impl Scheduler {
 
     // Commands.
 
-    /// Puts a request at the end of the queue.
-    pub fn add(&mut self, now: Time, entry: Entry) {
-        self.waiting.push(Waiting {
+    /// Puts a request at the end of the queue, and tells its place there.
+    pub fn add(&mut self, now: Time, entry: Entry) -> Place {
+        if self.waiting.requests() == 0 || self.forecast.is_none() {
+            self.forecast = Some(self.new_forecast(now));
+        }
+        let waiting = Waiting {
             request: entry.request,
             next_choice: 0,
             rows: entry.rows,
             key: entry.key,
-            cost: entry.cost,
+            cost: RowCost {
+                begin_work: entry.cost.begin_work.max(1),
+                ..entry.cost
+            },
             since: now,
             deadline: entry.deadline,
-        });
+        };
+        let place = Place {
+            request: entry.request,
+            position: self.waiting.requests() as u32,
+            eta: self
+                .forecast
+                .as_mut()
+                .and_then(|forecast| places::push_rows(forecast, &self.costs, &waiting)),
+        };
+        self.waiting.push(waiting);
+        place
     }
 
     /// Takes every row of a request out, waiting or running. Returns the slots that are free again.
@@ -172,27 +198,44 @@ impl Scheduler {
     /// Decides the next step: who is given up, who joins, and what the pass does.
     pub fn schedule(&mut self, now: Time) -> StepPlan {
         self.step += 1;
-        StepPlan {
+        let plan = StepPlan {
             expired: self.expire(now),
             admit: self.admit(now),
             run: self.plan_pass(),
-        }
+        };
+        self.pass = Some(Pass {
+            started: now,
+            rows: plan.run.len(),
+            load: self.load_of(&plan.run),
+        });
+        plan
     }
 
     /// A row admitted by `plan` needs less `Begin` work than was said: `done` units were found done.
+    /// The last unit is never taken as done, since the row's first iteration starts from it.
     pub fn begin_work_done(&mut self, plan: &mut StepPlan, slot: Slot, done: u32) {
         let Some(row) = &mut self.running[slot.index()] else {
             return;
         };
-        row.begin_done = done.min(row.cost.begin_work.saturating_sub(1));
-        let left = row.cost.begin_work - row.begin_done;
+        row.begin_done = done.min(row.cost.begin_work - 1);
+        let left = row.begin_left();
         for planned in plan.run.iter_mut().filter(|planned| planned.slot == slot) {
             planned.work = planned.work.min(left);
         }
+        let load = self.load_of(&plan.run);
+        if let Some(pass) = &mut self.pass {
+            pass.load = load;
+        }
     }
 
-    /// Moves rows on after a pass. `ran` is what was run; rows cancelled since then are passed over.
-    pub fn update(&mut self, _now: Time, ran: &[PlannedRow], results: &[RowResult]) {
+    /// Moves rows on after the pass that [`schedule`](Self::schedule) planned. `ran` is what was run;
+    /// rows cancelled since then are passed over. A pass that failed is not reported.
+    pub fn update(&mut self, now: Time, ran: &[PlannedRow], results: &[RowResult]) {
+        if let Some(pass) = self.pass.take()
+            && pass.rows == ran.len()
+        {
+            self.costs.learn(&pass.load, now - pass.started);
+        }
         for planned in ran {
             if let Some(row) = &mut self.running[planned.slot.index()] {
                 row.advance(planned);
@@ -205,7 +248,11 @@ impl Scheduler {
             };
             match result.next {
                 Some(key) => row.key = key,
-                None => self.release(result.slot),
+                None => {
+                    self.costs
+                        .learn_length(row.iterations, row.cost.max_iterations);
+                    self.release(result.slot);
+                }
             }
         }
     }
@@ -273,42 +320,69 @@ impl Scheduler {
         admitted
     }
 
-    fn plan_pass(&mut self) -> Vec<PlannedRow> {
+    /// Iterating rows of the group whose turn it is all take part; `Begin` work, first admitted
+    /// first, fills the time that they leave.
+    fn plan_pass(&self) -> Vec<PlannedRow> {
         let rows = self.running_rows_with_slot().map(|(_, row)| row);
         let Some(key) = policy::next_group(rows) else {
             return Vec::new();
         };
-        let mut planned = Vec::new();
-        let mut beginners: Vec<(u64, Slot, u32)> = Vec::new();
-        for (slot, row) in self.running_rows_with_slot() {
-            if row.key != key {
-                continue;
-            }
-            if row.phase == Phase::Begin {
-                beginners.push((row.ticket, slot, row.cost.begin_work - row.begin_done));
-            } else {
-                planned.push(PlannedRow {
-                    slot,
-                    phase: row.phase,
-                    work: 1,
-                });
-            }
-        }
-        beginners.sort_unstable();
-        let mut allowance = 64;
-        for (_, slot, left) in beginners {
-            let work = left.min(allowance);
+        let (beginners, others): (Vec<_>, Vec<_>) = self
+            .running_rows_with_slot()
+            .filter(|(_, row)| row.key == key)
+            .partition(|(_, row)| row.phase == Phase::Begin);
+        let mut planned: Vec<PlannedRow> = others
+            .into_iter()
+            .map(|(slot, row)| PlannedRow {
+                slot,
+                phase: row.phase,
+                work: 1,
+            })
+            .collect();
+        self.plan_begin_work(beginners, &mut planned);
+        planned
+    }
+
+    fn plan_begin_work(&self, mut beginners: Vec<(Slot, &Running)>, planned: &mut Vec<PlannedRow>) {
+        beginners.sort_unstable_by_key(|(_, row)| row.ticket);
+        let load = self.load_of(planned);
+        let mut seconds = policy::begin_seconds(
+            self.config.step_budget,
+            self.costs.seconds(&load),
+            load.iterate_rows == 0,
+        );
+        let mut limit = self.costs.begin_work_limit();
+        // However slow the machine, each pass moves on by at least one unit.
+        let mut at_least = 1;
+        for (slot, row) in beginners {
+            let fitting = self.costs.begin_work_within(seconds, row.begin_done);
+            let work = fitting.max(at_least).min(limit).min(row.begin_left());
             if work == 0 {
                 break;
             }
-            allowance -= work;
+            seconds -= self.costs.begin_seconds(work, row.begin_done);
+            limit -= work;
+            at_least = 0;
             planned.push(PlannedRow {
                 slot,
                 phase: Phase::Begin,
                 work,
             });
         }
-        planned
+    }
+
+    fn load_of(&self, run: &[PlannedRow]) -> Load {
+        let mut load = Load::default();
+        for planned in run {
+            let Some(row) = &self.running[planned.slot.index()] else {
+                continue;
+            };
+            match planned.phase {
+                Phase::Begin => load.begin(planned.work, row.begin_done),
+                Phase::Iterate | Phase::Finish => load.iterate(row.position()),
+            }
+        }
+        load
     }
 
     fn running_rows_with_slot(&self) -> impl Iterator<Item = (Slot, &Running)> {
@@ -320,27 +394,6 @@ impl Scheduler {
     fn release(&mut self, slot: Slot) {
         if let Some(row) = self.running[slot.index()].take() {
             self.ledger.release(slot, row.cost.memory_units);
-        }
-    }
-}
-
-impl Running {
-    /// Counts what a pass did for the row and moves it to its next phase.
-    fn advance(&mut self, planned: &PlannedRow) {
-        match planned.phase {
-            Phase::Begin => {
-                self.begin_done += planned.work;
-                if self.begin_done >= self.cost.begin_work {
-                    self.phase = Phase::Iterate;
-                }
-            }
-            Phase::Iterate => {
-                self.iterations += 1;
-                if self.iterations >= self.cost.max_iterations {
-                    self.phase = Phase::Finish;
-                }
-            }
-            Phase::Finish => {}
         }
     }
 }

@@ -1,10 +1,14 @@
-//! Who may join the running set, and which compatible group steps next.
+//! Who may join the running set, which compatible group steps next, and how much of a step's time
+//! goes to `Begin` work.
+
+use std::time::Duration;
 
 use crate::batch::{BatchKey, Capacity};
 use crate::time::Time;
 
 use super::queue::WaitingQueue;
-use super::{Batching, Running, SchedulerConfig};
+use super::running::Running;
+use super::{Batching, SchedulerConfig};
 
 /// Who may be admitted before the next step. Those who may are taken in the order of arrival, and
 /// the first that does not fit ends it: nobody overtakes a row that waits for memory.
@@ -71,4 +75,18 @@ pub(crate) fn next_group<'a>(running: impl Iterator<Item = &'a Running>) -> Opti
     running
         .min_by_key(|row| (row.last_step, row.ticket))
         .map(|row| row.key)
+}
+
+/// Where nobody's stream waits for it, `Begin` work may fill so many step budgets at once: larger
+/// chunks are cheaper, but newcomers and cancels wait for the end of the pass.
+const SOLO_BUDGETS: f64 = 4.0;
+/// `Begin` work gets this share of the budget even if iterating rows alone exceed it; prompts would
+/// starve behind a full batch otherwise.
+const LEAST_SHARE: f64 = 0.25;
+
+/// Seconds of `Begin` work in a pass that takes `other_seconds` without it.
+pub(crate) fn begin_seconds(step_budget: Duration, other_seconds: f64, solo: bool) -> f64 {
+    let budget = step_budget.as_secs_f64();
+    let whole = if solo { budget * SOLO_BUDGETS } else { budget };
+    (whole - other_seconds).max(budget * LEAST_SHARE)
 }

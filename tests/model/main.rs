@@ -1,6 +1,12 @@
-//! The decoder against references: Candle's stock models, transformers' recorded outputs, and itself in
-//! other company.
+//! The decoder against references (Candle's stock models, transformers' recorded outputs), and the whole
+//! text model against itself in other company.
 
+mod company;
 mod decoding;
+mod gguf_files;
 mod goldens;
+mod loading;
+mod poison;
+mod rows;
+mod serving;
 mod smollm2;

@@ -2,17 +2,22 @@
 //! tests only say so; `.ci/run` fetches it first.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, IndexOp, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
+use girandole::batch::{FinishReason, Next};
+use girandole::job::TextJob;
 use girandole::model::device::DeviceSpec;
+use girandole::model::loader::{TextAssets, build, load_assets};
+use girandole::model::manifest::ModelFiles;
 use girandole::model::text::config;
 use girandole::model::text::decoder::{Decoder, KvShape};
 use girandole::model::text::options::TextOptions;
 use girandole::model::text::weights::gguf::{GgufFile, GgufWeights};
 
 use crate::decoding::{Decoding, argmax};
+use crate::serving::{Guest, alone, options, run};
 
 fn file() -> Option<PathBuf> {
     let path = std::env::var_os("GIRANDOLE_TEST_GGUF").map(PathBuf::from);
@@ -22,7 +27,7 @@ fn file() -> Option<PathBuf> {
     path
 }
 
-fn load(path: &std::path::Path) -> (Decoder, KvShape) {
+fn load(path: &Path) -> (Decoder, KvShape) {
     let file = GgufFile::open(path).expect("a GGUF file");
     let factors = file.rope_factors().expect("readable");
     let config = config::gguf::parse(file.content(), &factors).expect("a known family");
@@ -36,22 +41,28 @@ fn load(path: &std::path::Path) -> (Decoder, KvShape) {
     )
 }
 
-/// "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-const PROMPT: [u32; 17] = [
-    1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198, 198,
-];
+fn assets(path: &Path) -> TextAssets {
+    load_assets(&ModelFiles::Gguf(path.to_path_buf())).expect("a known family")
+}
+
+/// A user's message as the model's chat template writes it.
+fn chat(assets: &TextAssets, message: &str) -> Vec<u32> {
+    let text = format!("<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n");
+    assets.tokenizer.encode(&text, true).expect("plain text")
+}
 
 #[test]
 fn greedy_tokens_equal_candles_stock_model() {
     let Some(path) = file() else { return };
+    let prompt = chat(&assets(&path), "Why is the sky blue?");
     let (decoder, kv) = load(&path);
-    let ours = Decoding::new(decoder, &kv, 1).greedy(&PROMPT, 24);
+    let ours = Decoding::new(decoder, &kv, 1).greedy(&prompt, 24);
 
     let mut reader = File::open(&path).expect("there");
     let content = candle_core::quantized::gguf_file::Content::read(&mut reader).expect("GGUF");
     let mut stock = ModelWeights::from_gguf(content, &mut reader, &Device::Cpu).expect("llama");
     let mut stock_tokens = vec![];
-    let mut next = PROMPT.to_vec();
+    let mut next = prompt;
     let mut position = 0;
     while stock_tokens.len() < 24 {
         let input = Tensor::new(next.as_slice(), &Device::Cpu)
@@ -65,4 +76,41 @@ fn greedy_tokens_equal_candles_stock_model() {
         next = vec![best];
     }
     assert_eq!(ours, stock_tokens);
+}
+
+#[test]
+fn it_answers_a_question() {
+    let Some(path) = file() else { return };
+    let assets = assets(&path);
+    let mut model = build(&assets, DeviceSpec::Cpu, &options(1)).expect("weights");
+    let prompt = chat(&assets, "What is the capital of France?");
+    let said = alone(&mut *model, TextJob::greedy(prompt, 40));
+    assert_eq!(said.text, "The capital of France is Paris.");
+    assert_eq!(said.end, Some(Next::Finish(FinishReason::Stop)));
+}
+
+#[test]
+fn eight_prompts_together_say_what_each_says_alone() {
+    let Some(path) = file() else { return };
+    let assets = assets(&path);
+    let mut model = build(&assets, DeviceSpec::Cpu, &options(8)).expect("weights");
+    let guests: Vec<Guest> = (0..8)
+        .map(|slot| {
+            let message = "Tell me more about lamps and candles. ".repeat(1 + slot as usize * 3);
+            let job = TextJob {
+                logprobs: Some(2),
+                ..TextJob::greedy(chat(&assets, &message), 10)
+            };
+            Guest {
+                chunk: 32,
+                arrival: slot as usize,
+                ..Guest::new(slot, job)
+            }
+        })
+        .collect();
+    let together = run(&mut *model, &guests, |_| {});
+    for (guest, together) in guests.iter().zip(together) {
+        let girandole::job::Job::Text(job) = &*guest.job;
+        assert_eq!(together, alone(&mut *model, job.clone()));
+    }
 }

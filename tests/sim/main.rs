@@ -1,3 +1,10 @@
-//! The engine under simulation and on its thread.
+//! The engine under simulation: the real scheduler, engine and logs with a scripted model, on time
+//! that is moved by hand; and on its thread, with real time, what only a thread can get wrong.
+//!
+//! `GIRANDOLE_SIM_SEED=n cargo test --test sim random` repeats one run of the random traffic.
 
+mod faults;
+mod random;
+mod rules;
 mod threaded;
+mod world;

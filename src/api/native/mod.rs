@@ -27,6 +27,7 @@ use super::requests::Request;
 use super::submit::{Idempotency, OnDisconnect, SubmitOptions, find, submit};
 use super::{AppState, openai, sse};
 use crate::events::store::SharedLog;
+use crate::intake::Prompt;
 use crate::job::RequestId;
 
 use dialect::NativeDialect;
@@ -78,7 +79,13 @@ pub(super) async fn create(
         openai: None,
         dialect: "native",
     };
-    let accepted = submit(&state, model, submission.draft, options).await?;
+    let given_as_tokens = matches!(submission.draft.prompt, Prompt::Tokens(_));
+    let accepted = submit(&state, model, submission.draft, options)
+        .await
+        .map_err(|error| match given_as_tokens {
+            true => naming_tokens(error),
+            false => error,
+        })?;
     let request = accepted.request;
     let body = Submitted {
         id: request.id.to_string(),
@@ -191,6 +198,17 @@ pub(super) async fn cancel(
     let body = status::status(&request, &log.read_from(1));
     let response = (StatusCode::ACCEPTED, Json(body)).into_response();
     Ok(with_id(response, request.id))
+}
+
+/// Intake calls every prompt `prompt`; here token ids have a field of their own.
+fn naming_tokens(mut error: ApiError) -> ApiError {
+    const INNER: &str = "prompt";
+    let about_prompt = |field: &String| field == INNER || field.starts_with("prompt[");
+    if let Some(field) = error.field.take_if(|field| about_prompt(field)) {
+        error.field = Some(field.replacen(INNER, "tokens", 1));
+        error.message = error.message.replacen(INNER, "tokens", 1);
+    }
+    error
 }
 
 fn lookup(

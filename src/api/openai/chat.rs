@@ -21,9 +21,21 @@ use crate::api::error::OpenAiError;
 use crate::intake::{ChatPrompt, Fields, Invalid, Prompt, TextDraft};
 
 /// Answers a chat.
-///
-/// # Errors
-/// Whatever is wrong, in OpenAI's shape.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "openai",
+    request_body(content = super::docs::ChatBody, example = json!({
+        "model": "smollm2-135m-instruct",
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+        "max_tokens": 64,
+        "stream": true,
+    })),
+    responses(
+        (status = 200, description = "a `chat.completion`, or a stream of `chat.completion.chunk`"),
+        (status = 400, description = "a field is wrong; it is named in `param`"),
+        (status = 404, description = "there is no such model"),
+        (status = 429, description = "the queue is full; see Retry-After"),
+        (status = 503, description = "loading or draining; see Retry-After"),
+        (status = 504, description = "the deadline has passed"),
+    ))]
 pub(super) async fn create(
     State(state): State<Arc<AppState>>,
     Extension(caller): Extension<Caller>,
@@ -41,7 +53,7 @@ pub(super) async fn create(
 ///
 /// # Errors
 /// See [`Invalid`].
-fn read(mut fields: Fields, max_deadline: Duration) -> Result<Call, Invalid> {
+pub(super) fn read(mut fields: Fields, max_deadline: Duration) -> Result<Call, Invalid> {
     let messages = fields
         .take("messages")
         .ok_or_else(|| request::missing("messages"))?;

@@ -23,9 +23,20 @@ use crate::intake::{Fields, Invalid, InvalidKind, Prompt, TextDraft};
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
 /// Answers a completion.
-///
-/// # Errors
-/// Whatever is wrong, in OpenAI's shape.
+#[utoipa::path(post, path = "/v1/completions", tag = "openai",
+    request_body(content = super::docs::CompletionBody, example = json!({
+        "model": "smollm2-135m-instruct",
+        "prompt": "Once upon a time",
+        "max_tokens": 64,
+    })),
+    responses(
+        (status = 200, description = "a `text_completion`, or a stream of them"),
+        (status = 400, description = "a field is wrong; it is named in `param`"),
+        (status = 404, description = "there is no such model"),
+        (status = 429, description = "the queue is full; see Retry-After"),
+        (status = 503, description = "loading or draining; see Retry-After"),
+        (status = 504, description = "the deadline has passed"),
+    ))]
 pub(super) async fn create(
     State(state): State<Arc<AppState>>,
     Extension(caller): Extension<Caller>,
@@ -44,7 +55,11 @@ pub(super) async fn create(
 ///
 /// # Errors
 /// See [`Invalid`].
-fn read(mut fields: Fields, max_deadline: Duration, max_prompts: usize) -> Result<Call, Invalid> {
+pub(super) fn read(
+    mut fields: Fields,
+    max_deadline: Duration,
+    max_prompts: usize,
+) -> Result<Call, Invalid> {
     let prompts = read_prompts(&mut fields, max_prompts)?;
     let stream = request::read_stream(&mut fields)?;
     let deadline = request::read_deadline(&mut fields, max_deadline)?;

@@ -23,6 +23,7 @@
 
 mod chat;
 mod completions;
+mod docs;
 mod gather;
 mod logprobs;
 mod messages;
@@ -44,6 +45,7 @@ use super::requests::Request;
 use super::sse::Dialect;
 
 pub(crate) use chat::read_chat;
+pub(super) use docs::description;
 use reply::Endpoint;
 pub use reply::StreamShape;
 pub(crate) use request::read_deadline;

@@ -20,6 +20,8 @@ fn body(model: &ServedModel) -> ModelBody {
 }
 
 /// All models.
+#[utoipa::path(get, path = "/v1/models", tag = "openai",
+    responses((status = 200, body = ModelList)))]
 pub(super) async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
     Json(ModelList {
         object: "list",
@@ -28,9 +30,12 @@ pub(super) async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> 
 }
 
 /// One of them. A model's name may hold slashes.
-///
-/// # Errors
-/// 404 if there is none of this name.
+#[utoipa::path(get, path = "/v1/models/{id}", tag = "openai",
+    params(("id" = String, Path, description = "its name")),
+    responses(
+        (status = 200, body = ModelBody),
+        (status = 404, description = "there is no such model"),
+    ))]
 pub(super) async fn retrieve(
     State(state): State<Arc<AppState>>,
     Path(id): Path<String>,

@@ -175,7 +175,9 @@ async fn whole(endpoint: Endpoint, accepted: &[Accepted]) -> Result<Response, Ap
     }
     let mut answers = Vec::with_capacity(accepted.len());
     for (one, events) in accepted.iter().zip(&logs) {
-        answers.push(answer(one, events)?);
+        let shape = one.request.openai.as_ref();
+        let shape = shape.expect("requests of this dialect are submitted with a shape");
+        answers.push(answer(shape, one.request.choices, events)?);
     }
     let head = Head::of(endpoint, &accepted[0].request);
     let reply = match endpoint {
@@ -196,12 +198,11 @@ async fn until_closed(log: &SharedLog) -> Vec<Event> {
 ///
 /// # Errors
 /// It failed, or was cancelled.
-fn answer<'a>(accepted: &'a Accepted, events: &'a [Event]) -> Result<Answer<'a>, ApiError> {
-    let shape = accepted
-        .request
-        .openai
-        .as_ref()
-        .expect("requests of this dialect are submitted with a shape");
+fn answer<'a>(
+    shape: &'a StreamShape,
+    choices: u32,
+    events: &'a [Event],
+) -> Result<Answer<'a>, ApiError> {
     let gathered = Gathered::from_events(events);
     let was_cancelled = gathered.parts.iter().any(|part| {
         part.finish
@@ -214,7 +215,7 @@ fn answer<'a>(accepted: &'a Accepted, events: &'a [Event]) -> Result<Answer<'a>,
             shape,
             gathered,
             usage,
-            choices: accepted.request.choices,
+            choices,
         }),
         // The engine closes every log with a terminal event.
         None => Err(ApiError::internal()),
@@ -226,4 +227,58 @@ fn with_id(mut response: Response, id: RequestId) -> Response {
     let value = HeaderValue::from_str(&id.to_string()).expect("hexadecimal digits are visible");
     response.headers_mut().insert(REQUEST_ID, value);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Usage;
+    use crate::events::{EventKind, Failure, FailureKind};
+    use crate::time::Time;
+
+    /// The status of a reply whose only choice ended for this reason, with this terminal event.
+    fn status(reason: Option<FinishReason>, end: EventKind) -> u16 {
+        let finished = reason.map(|reason| EventKind::ChoiceFinished {
+            choice: 0,
+            reason,
+            cumulative_logprob: 0.0,
+            completion_tokens: 1,
+        });
+        let events: Vec<Event> = (1..)
+            .zip(finished.into_iter().chain([end]))
+            .map(|(seq, kind)| Event {
+                seq,
+                at: Time::ZERO,
+                kind,
+            })
+            .collect();
+        let shape = StreamShape::foreign(false);
+        answer(&shape, 1, &events).map_or_else(|error| error.status.as_u16(), |_| 200)
+    }
+
+    #[test]
+    fn the_status_tells_how_it_ended() {
+        let finished = EventKind::Finished {
+            usage: Usage::default(),
+        };
+        let failed = |kind| EventKind::Failed {
+            failure: Failure {
+                kind,
+                message: "a reason".to_owned(),
+            },
+            usage: Usage::default(),
+        };
+        for (reason, end, expected) in [
+            (Some(FinishReason::Stop), finished.clone(), 200),
+            (Some(FinishReason::Length), finished.clone(), 200),
+            (Some(FinishReason::Cancelled), finished, 499),
+            (None, failed(FailureKind::DeadlineExceeded), 504),
+            (Some(FinishReason::Stop), failed(FailureKind::Row), 500),
+            (None, failed(FailureKind::Step), 500),
+            (None, failed(FailureKind::EngineDead), 503),
+            (None, failed(FailureKind::Shutdown), 503),
+        ] {
+            assert_eq!(status(reason, end.clone()), expected, "{reason:?} {end:?}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 /// A whole reply or one chunk of a stream: the part that all four kinds share.
 #[derive(Debug, Serialize)]
@@ -103,17 +104,20 @@ pub(super) struct LegacyLogprobs {
     pub(super) text_offset: Vec<u64>,
 }
 
-#[derive(Debug, Serialize)]
+/// All models.
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelList {
     pub(super) object: &'static str,
     pub(super) data: Vec<ModelBody>,
 }
 
-#[derive(Debug, Serialize)]
+/// One model.
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelBody {
     pub(super) id: String,
     pub(super) object: &'static str,
     pub(super) created: u64,
     pub(super) owned_by: &'static str,
+    /// Tokens of a prompt and its answer together.
     pub(super) max_model_len: u32,
 }

@@ -220,7 +220,7 @@ impl Attention {
         layout: &TokenLayout,
     ) -> candle_core::Result<Tensor> {
         let (tokens, _) = x.dims2()?;
-        let (_, _, kv_heads, head_dim) = cache.k.dims4()?;
+        let (kv_heads, head_dim) = (cache.kv_heads(), cache.head_dim());
         let heads = self.query.out_features() / head_dim;
         let positions = layout.positions();
 

@@ -129,9 +129,15 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment
         .set_formatter(|out, _, value| out.write_str(&python::display(value)).map_err(Error::from));
+    environment.add_test("iterable", is_iterable);
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", raise_exception);
     environment
+}
+
+/// Jinja2's `iterable`: unlike minijinja's, not true of none.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
 }
 
 /// The `tojson` of `apply_chat_template`: Python's `json.dumps(x, ensure_ascii=False, ..)`.

@@ -128,11 +128,47 @@ fn layers(metadata: &Metadata<'_>, count: usize) -> Result<Vec<LayerAttention>, 
     let window = metadata
         .usize("attention.sliding_window")?
         .filter(|window| *window > 0);
-    Ok(match metadata.family {
-        Family::Gemma2 => alternating_layers(count, 2, window.or(Some(4096)), 0),
-        Family::Gemma3 => alternating_layers(count, 6, window.or(Some(1024)), 1),
-        _ => uniform_layers(count, window),
-    })
+    let pattern = |period, window, rope| sliding_pattern(metadata, count, period, window, rope);
+    match metadata.family {
+        Family::Gemma2 => pattern(2, window.or(Some(4096)), 0),
+        Family::Gemma3 => pattern(6, window.or(Some(1024)), 1),
+        _ => Ok(uniform_layers(count, window)),
+    }
+}
+
+/// Which layers slide: a list, a period, or the family's own period.
+fn sliding_pattern(
+    metadata: &Metadata<'_>,
+    count: usize,
+    default_period: usize,
+    window: Option<usize>,
+    sliding_rope: usize,
+) -> Result<Vec<LayerAttention>, ConfigError> {
+    const KEY: &str = "attention.sliding_window_pattern";
+    if let (key, Some(Value::Array(slides))) = metadata.get(KEY) {
+        let layers: Vec<_> = slides
+            .iter()
+            .map_while(|slides| match slides {
+                Value::Bool(true) => Some(LayerAttention {
+                    window,
+                    rope: sliding_rope,
+                }),
+                Value::Bool(false) => Some(LayerAttention {
+                    window: None,
+                    rope: 0,
+                }),
+                _ => None,
+            })
+            .collect();
+        if layers.len() != count || slides.len() != count {
+            return Err(ConfigError(format!(
+                "{key} in the GGUF file is not a list of {count} booleans"
+            )));
+        }
+        return Ok(layers);
+    }
+    let period = metadata.usize(KEY)?.unwrap_or(default_period);
+    Ok(alternating_layers(count, period, window, sliding_rope))
 }
 
 fn ropes(

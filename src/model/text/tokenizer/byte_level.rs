@@ -1,5 +1,5 @@
-//! GPT-2's byte alphabet: vocabularies of the byte-level kind write each byte as one printable
-//! character.
+//! How vocabularies write bytes: as one printable character each (GPT-2's alphabet), or by their
+//! number (`<0x0A>`, SentencePiece's byte tokens).
 
 /// The byte that `character` stands for, if it is of the alphabet: itself where it is printable, else
 /// counted from U+0100 on (the table of GPT-2's `encoder.py`).
@@ -23,6 +23,13 @@ pub(super) fn bytes_of(token: &str) -> Vec<u8> {
         .map(byte_of)
         .collect::<Option<Vec<u8>>>()
         .unwrap_or_else(|| token.as_bytes().to_vec())
+}
+
+/// The byte that a byte token names by its number.
+pub(super) fn named_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_number = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_number.then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
 #[cfg(test)]
@@ -52,5 +59,14 @@ mod tests {
         assert_eq!(bytes_of("Ġhi"), b" hi");
         assert_eq!(bytes_of("two words"), b"two words");
         assert_eq!(bytes_of("<｜end▁of｜>"), "<｜end▁of｜>".as_bytes());
+    }
+
+    #[test]
+    fn byte_tokens_name_their_byte() {
+        assert_eq!(named_byte("<0x0A>"), Some(b'\n'));
+        assert_eq!(named_byte("<0xff>"), Some(0xFF));
+        for other in ["<0x0>", "<0x+1>", "<0x0AA>", "0x0A", "<0xé>"] {
+            assert_eq!(named_byte(other), None, "{other}");
+        }
     }
 }

@@ -136,6 +136,7 @@ fn bpe_model(
     BPE::builder()
         .vocab_and_merges(vocabulary, merges)
         .ignore_merges(ignore_merges)
+        .cache_capacity(super::WORD_CACHE_CAPACITY)
         .build()
         .map_err(|error| TokenizerError(format!("tokenizer.ggml.merges: {error}")))
 }
@@ -178,13 +179,14 @@ fn sentencepiece_tokenizer(metadata: Metadata<'_>) -> Result<TextTokenizer, Toke
         let (kind, bytes) = match token_type {
             TokenType::Normal => (PieceKind::Normal, text.replace('▁', " ").into_bytes()),
             TokenType::Byte => {
-                let byte = byte_of_piece(text)?;
+                let byte = byte_level::named_byte(text).ok_or_else(|| {
+                    TokenizerError(format!("{text:?} is marked as a byte token but names none"))
+                })?;
                 (PieceKind::Byte(byte), vec![byte])
             }
             TokenType::Unused => (PieceKind::Unused, text.replace('▁', " ").into_bytes()),
-            TokenType::UserDefined => (PieceKind::Added, text.as_bytes().to_vec()),
-            TokenType::Control | TokenType::Unknown => {
-                let kind = if strips_right && text != "<unk>" && text != "<s>" {
+            TokenType::Control | TokenType::Unknown | TokenType::UserDefined => {
+                let kind = if strips_right && !["<unk>", "<s>", "<|endoftext|>"].contains(&text) {
                     PieceKind::AddedStrippingRight
                 } else {
                     PieceKind::Added
@@ -209,15 +211,6 @@ fn sentencepiece_tokenizer(metadata: Metadata<'_>) -> Result<TextTokenizer, Toke
         special_ids,
         spaces.prefix,
     )
-}
-
-/// The byte that a byte token's text (`<0x0A>`) names.
-fn byte_of_piece(text: &str) -> Result<u8, TokenizerError> {
-    text.strip_prefix("<0x")
-        .and_then(|rest| rest.strip_suffix('>'))
-        .filter(|digits| digits.len() == 2)
-        .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-        .ok_or_else(|| TokenizerError(format!("{text:?} is marked as a byte token but names none")))
 }
 
 /// The ids that frame a text, as far as the file or its kind gives them.

@@ -114,7 +114,8 @@ impl SentencePiece {
             ids.push(id);
             rest = found.end();
             if strips_right {
-                rest = text.len() - text[rest..].trim_start().len();
+                let is_space = |character| matches!(character, ' ' | '\t'..='\r');
+                rest = text.len() - text[rest..].trim_start_matches(is_space).len();
             }
         }
         self.encode_plain(&text[rest..], ids);

@@ -1,23 +1,33 @@
 //! Attention over paged K/V, for token-flat passes that mix prefill chunks and decode rows.
 
+mod cpu;
+mod softmax;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Storage, Tensor, bail};
-use half::f16;
+use candle_core::{DType, Device, Result, Tensor, bail};
 
+use super::reference;
 use super::tensor_data::{is_on_cpu, with_slice};
-use super::{reference, threads};
 
 /// Tokens in one K/V block.
 pub const BLOCK_TOKENS: usize = 32;
 
-/// One layer's K/V store: `k` and `v` are (blocks, [`BLOCK_TOKENS`], kv_heads, head_dim), f32 or f16.
+/// One layer's K/V store: blocks of [`BLOCK_TOKENS`] tokens, f32 or f16.
+///
+/// On CUDA and Metal `k` and `v` are (blocks, 32, kv_heads, head_dim), as paged flash attention wants them; on the
+/// CPU they are laid out for our own kernel (see `cpu`). A block is contiguous in both, and both start with it.
 #[derive(Debug, Clone)]
 pub struct PagedKv {
     /// Keys, after rotary embedding.
-    pub k: Tensor,
+    pub(super) k: Tensor,
     /// Values.
-    pub v: Tensor,
+    pub(super) v: Tensor,
+    blocks: usize,
+    kv_heads: usize,
+    head_dim: usize,
 }
 
 impl PagedKv {
@@ -32,14 +42,54 @@ impl PagedKv {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        if device.is_cpu() && !matches!(dtype, DType::F32 | DType::F16) {
+        if !device.is_cpu() {
+            return Self::token_major_zeros(blocks, kv_heads, head_dim, dtype, device);
+        }
+        if !matches!(dtype, DType::F32 | DType::F16) {
             bail!("K/V on the cpu is f32 or f16, not {dtype:?}");
         }
-        let shape = (blocks, BLOCK_TOKENS, kv_heads, head_dim);
+        let k = Tensor::zeros((blocks, kv_heads, head_dim, BLOCK_TOKENS), dtype, device)?;
+        let v = Tensor::zeros((blocks, kv_heads, BLOCK_TOKENS, head_dim), dtype, device)?;
         Ok(Self {
-            k: Tensor::zeros(shape, dtype, device)?,
-            v: Tensor::zeros(shape, dtype, device)?,
+            k,
+            v,
+            blocks,
+            kv_heads,
+            head_dim,
         })
+    }
+
+    /// The layout of the stock path.
+    pub(super) fn token_major_zeros(
+        blocks: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let zeros = || Tensor::zeros((blocks, BLOCK_TOKENS, kv_heads, head_dim), dtype, device);
+        Ok(Self {
+            k: zeros()?,
+            v: zeros()?,
+            blocks,
+            kv_heads,
+            head_dim,
+        })
+    }
+
+    /// Blocks in the store.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// K/V heads.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Columns of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
     }
 }
 
@@ -89,10 +139,14 @@ impl TokenLayout {
         &self.slots
     }
 
+    /// The store's block that holds block `index` of a slot.
+    fn block(&self, slot: usize, index: usize) -> usize {
+        self.block_tables[slot][index] as usize
+    }
+
     /// The row of (blocks * 32) rows that holds a slot's position.
     pub(super) fn row(&self, slot: usize, position: usize) -> usize {
-        self.block_tables[slot][position / BLOCK_TOKENS] as usize * BLOCK_TOKENS
-            + position % BLOCK_TOKENS
+        self.block(slot, position / BLOCK_TOKENS) * BLOCK_TOKENS + position % BLOCK_TOKENS
     }
 
     /// The row that holds token `token`.
@@ -146,8 +200,7 @@ impl AttentionOptions {
 /// # Errors
 /// When the shapes do not fit or a block is outside the store.
 pub fn write_kv(kv: &PagedKv, k: &Tensor, v: &Tensor, layout: &TokenLayout) -> Result<()> {
-    let (blocks, _, kv_heads, head_dim) = kv.k.dims4()?;
-    let expected = [layout.tokens(), kv_heads, head_dim];
+    let expected = [layout.tokens(), kv.kv_heads, kv.head_dim];
     if k.dims() != expected || v.dims() != expected {
         bail!(
             "new K {:?} and V {:?} should both be {expected:?}",
@@ -155,65 +208,11 @@ pub fn write_kv(kv: &PagedKv, k: &Tensor, v: &Tensor, layout: &TokenLayout) -> R
             v.dims()
         );
     }
-    layout.check_blocks(blocks)?;
+    layout.check_blocks(kv.blocks)?;
     if !is_on_cpu(k) {
         return reference::write_kv(kv, k, v, layout);
     }
-    let op = WriteRows {
-        layout,
-        width: kv_heads * head_dim,
-    };
-    kv.k.inplace_op2(&k.contiguous()?, &op)?;
-    kv.v.inplace_op2(&v.contiguous()?, &op)
-}
-
-struct WriteRows<'a> {
-    layout: &'a TokenLayout,
-    width: usize,
-}
-
-impl InplaceOp2 for WriteRows<'_> {
-    fn name(&self) -> &'static str {
-        "write-kv"
-    }
-
-    fn cpu_fwd(
-        &self,
-        cache: &mut CpuStorage,
-        cache_at: &Layout,
-        new: &CpuStorage,
-        new_at: &Layout,
-    ) -> Result<()> {
-        if !cache_at.is_contiguous() || cache_at.start_offset() != 0 {
-            bail!("the K/V store must be contiguous");
-        }
-        let new = &new.as_slice::<f32>()?[new_at.start_offset()..];
-        let new_rows = new
-            .chunks_exact(self.width)
-            .take(self.layout.tokens())
-            .enumerate();
-        match cache {
-            CpuStorage::F32(cache) => {
-                for (token, new) in new_rows {
-                    let start = self.layout.row_of_token(token) * self.width;
-                    cache[start..start + self.width].copy_from_slice(new);
-                }
-            }
-            CpuStorage::F16(cache) => {
-                for (token, new) in new_rows {
-                    let start = self.layout.row_of_token(token) * self.width;
-                    for (out, new) in cache[start..start + self.width].iter_mut().zip(new) {
-                        *out = f16::from_f32(*new);
-                    }
-                }
-            }
-            other => bail!(
-                "K/V on the cpu is f32 or f16, not {:?}",
-                candle_core::backend::BackendStorage::dtype(other)
-            ),
-        }
-        Ok(())
-    }
+    cpu::write_kv(kv, k, v, layout)
 }
 
 /// q: (T, heads, head_dim) f32 -> (T, heads, head_dim) f32: each token attends to its slot's positions up to its
@@ -228,8 +227,12 @@ pub fn paged_attention(
     options: &AttentionOptions,
 ) -> Result<Tensor> {
     let (tokens, heads, head_dim) = q.dims3()?;
-    let (blocks, _, kv_heads, kv_dim) = kv.k.dims4()?;
-    if tokens != layout.tokens() || head_dim != kv_dim || kv_heads == 0 || heads % kv_heads != 0 {
+    let kv_heads = kv.kv_heads;
+    if tokens != layout.tokens()
+        || head_dim != kv.head_dim
+        || kv_heads == 0
+        || heads % kv_heads != 0
+    {
         bail!(
             "q {:?} does not fit K/V {:?} and {} tokens",
             q.dims(),
@@ -237,104 +240,21 @@ pub fn paged_attention(
             layout.tokens()
         );
     }
-    layout.check_blocks(blocks)?;
+    layout.check_blocks(kv.blocks)?;
     if !is_on_cpu(q) {
         return reference::paged_attention(q, kv, layout, options);
     }
     let mut output = vec![0f32; tokens * heads * head_dim];
     with_slice::<f32, _>(q, |q| {
-        with_kv(&kv.k, &kv.v, |k, v| {
-            threads::for_each_chunk(&mut output, heads * head_dim, |token, output| {
-                let q = &q[token * heads * head_dim..(token + 1) * heads * head_dim];
-                for (head, (q, output)) in q
-                    .chunks_exact(head_dim)
-                    .zip(output.chunks_exact_mut(head_dim))
-                    .enumerate()
-                {
-                    let head = head / (heads / kv_heads);
-                    attend(q, k, v, layout, options, token, head, kv_heads, output);
-                }
-            });
-        })
+        cpu::Pass {
+            q,
+            heads,
+            kv_heads,
+            head_dim,
+            layout,
+            options,
+        }
+        .run(kv, &mut output)
     })?;
     Tensor::from_vec(output, (tokens, heads, head_dim), &Device::Cpu)
-}
-
-fn with_kv(k: &Tensor, v: &Tensor, body: impl FnOnce(Rows<'_>, Rows<'_>)) -> Result<()> {
-    let ((k, _), (v, _)) = (k.storage_and_layout(), v.storage_and_layout());
-    match (&*k, &*v) {
-        (Storage::Cpu(CpuStorage::F32(k)), Storage::Cpu(CpuStorage::F32(v))) => {
-            body(Rows::F32(k), Rows::F32(v))
-        }
-        (Storage::Cpu(CpuStorage::F16(k)), Storage::Cpu(CpuStorage::F16(v))) => {
-            body(Rows::F16(k), Rows::F16(v))
-        }
-        _ => bail!("K and V on the cpu are both f32 or both f16"),
-    }
-    Ok(())
-}
-
-#[derive(Clone, Copy)]
-enum Rows<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-}
-
-impl Rows<'_> {
-    fn get(&self, index: usize) -> f32 {
-        match self {
-            Self::F32(rows) => rows[index],
-            Self::F16(rows) => rows[index].to_f32(),
-        }
-    }
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "replaced below by the vectorised kernel"
-)]
-fn attend(
-    q: &[f32],
-    k: Rows<'_>,
-    v: Rows<'_>,
-    layout: &TokenLayout,
-    options: &AttentionOptions,
-    token: usize,
-    head: usize,
-    kv_heads: usize,
-    output: &mut [f32],
-) {
-    let (slot, position) = (
-        layout.slots[token] as usize,
-        layout.positions[token] as usize,
-    );
-    let width = q.len();
-    let start = |key: usize| (layout.row(slot, key) * kv_heads + head) * width;
-    let keys = options.first_visible(position)..position + 1;
-    let mut scores: Vec<f32> = keys
-        .clone()
-        .map(|key| {
-            let start = start(key);
-            let score = options.scale
-                * q.iter()
-                    .enumerate()
-                    .map(|(i, q)| q * k.get(start + i))
-                    .sum::<f32>();
-            options
-                .softcap
-                .map_or(score, |cap| cap * (score / cap).tanh())
-        })
-        .collect();
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut total = 0f32;
-    for score in &mut scores {
-        *score = (*score - max).exp();
-        total += *score;
-    }
-    for (key, weight) in keys.zip(scores) {
-        let start = start(key);
-        for (i, out) in output.iter_mut().enumerate() {
-            *out += weight / total * v.get(start + i);
-        }
-    }
 }

@@ -1,0 +1,206 @@
+//! Sixteen f32 in registers, on every processor: what plain loops over arrays do not reliably become.
+//!
+//! A kernel is one body over [`Vector`], compiled per instruction set by `per_isa!`. All implementations compute
+//! the same bits.
+#![allow(
+    unsafe_code,
+    reason = "vector intrinsics; `per_isa!` only runs a body where its vector may be used"
+)]
+
+use half::f16;
+
+/// Sixteen lanes of f32.
+///
+/// The implementations for x86 must only run where their instructions exist: inside a function of `per_isa!`.
+pub(super) trait Vector: Copy {
+    /// The same number in all lanes.
+    fn splat(value: f32) -> Self;
+    fn load(from: &[f32; 16]) -> Self;
+    fn load_f16(from: &[f16; 16]) -> Self;
+    fn store(self, to: &mut [f32; 16]);
+    fn store_f16(self, to: &mut [f16; 16]);
+    /// `self * factor + addend`, rounded once.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    fn mul(self, factor: Self) -> Self;
+    fn add(self, addend: Self) -> Self;
+}
+
+/// Sixteen lanes for processors without vectors that we know.
+impl Vector for [f32; 16] {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        [value; 16]
+    }
+    #[inline(always)]
+    fn load(from: &[f32; 16]) -> Self {
+        *from
+    }
+    #[inline(always)]
+    fn load_f16(from: &[f16; 16]) -> Self {
+        from.map(f16::to_f32)
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; 16]) {
+        *to = self;
+    }
+    #[inline(always)]
+    fn store_f16(self, to: &mut [f16; 16]) {
+        *to = self.map(f16::from_f32);
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        std::array::from_fn(|lane| self[lane].mul_add(factor[lane], addend[lane]))
+    }
+    #[inline(always)]
+    fn mul(self, factor: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] * factor[lane])
+    }
+    #[inline(always)]
+    fn add(self, addend: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] + addend[lane])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Vector, f16};
+
+    /// One AVX-512 register.
+    #[derive(Clone, Copy)]
+    pub(in crate::kernels) struct Avx512(__m512);
+
+    // SAFETY (all blocks): register operations, or loads and stores of whole arrays behind references; the
+    // instructions exist by the contract of the trait.
+    impl Vector for Avx512 {
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_set1_ps(value) })
+        }
+        #[inline(always)]
+        fn load(from: &[f32; 16]) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_loadu_ps(from.as_ptr()) })
+        }
+        #[inline(always)]
+        fn load_f16(from: &[f16; 16]) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) })
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f32; 16]) {
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+        }
+        #[inline(always)]
+        fn store_f16(self, to: &mut [f16; 16]) {
+            // SAFETY: see above.
+            unsafe {
+                let narrow = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0);
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
+            }
+        }
+        #[inline(always)]
+        fn mul_add(self, factor: Self, addend: Self) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, addend.0) })
+        }
+        #[inline(always)]
+        fn mul(self, factor: Self) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_mul_ps(self.0, factor.0) })
+        }
+        #[inline(always)]
+        fn add(self, addend: Self) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_add_ps(self.0, addend.0) })
+        }
+    }
+
+    /// Two AVX2 registers.
+    #[derive(Clone, Copy)]
+    pub(in crate::kernels) struct Avx2(__m256, __m256);
+
+    // SAFETY (all blocks): as for `Avx512`.
+    impl Vector for Avx2 {
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            // SAFETY: see above.
+            let half = unsafe { _mm256_set1_ps(value) };
+            Self(half, half)
+        }
+        #[inline(always)]
+        fn load(from: &[f32; 16]) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_loadu_ps(from.as_ptr()),
+                    _mm256_loadu_ps(from.as_ptr().add(8)),
+                )
+            }
+        }
+        #[inline(always)]
+        fn load_f16(from: &[f16; 16]) -> Self {
+            let from = from.as_ptr().cast::<__m128i>();
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_cvtph_ps(_mm_loadu_si128(from)),
+                    _mm256_cvtph_ps(_mm_loadu_si128(from.add(1))),
+                )
+            }
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f32; 16]) {
+            // SAFETY: see above.
+            unsafe {
+                _mm256_storeu_ps(to.as_mut_ptr(), self.0);
+                _mm256_storeu_ps(to.as_mut_ptr().add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        fn store_f16(self, to: &mut [f16; 16]) {
+            let to = to.as_mut_ptr().cast::<__m128i>();
+            // SAFETY: see above.
+            unsafe {
+                _mm_storeu_si128(to, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0));
+                _mm_storeu_si128(
+                    to.add(1),
+                    _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.1),
+                );
+            }
+        }
+        #[inline(always)]
+        fn mul_add(self, factor: Self, addend: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_fmadd_ps(self.0, factor.0, addend.0),
+                    _mm256_fmadd_ps(self.1, factor.1, addend.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn mul(self, factor: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_mul_ps(self.0, factor.0),
+                    _mm256_mul_ps(self.1, factor.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn add(self, addend: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_add_ps(self.0, addend.0),
+                    _mm256_add_ps(self.1, addend.1),
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! A row that has a slot: where it stands.
+
+use crate::batch::{BatchKey, Phase, PlannedRow, RowCost};
+use crate::job::RowId;
+use crate::time::Time;
+
+/// A row that has a slot.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) row: RowId,
+    /// Order of admission.
+    pub(crate) ticket: u64,
+    pub(crate) key: BatchKey,
+    pub(crate) cost: RowCost,
+    pub(crate) deadline: Option<Time>,
+    pub(crate) phase: Phase,
+    pub(crate) begin_done: u32,
+    pub(crate) iterations: u32,
+    /// Number of the last step that it was part of, or before which it was admitted.
+    pub(crate) last_step: u64,
+}
+
+impl Running {
+    pub(crate) fn begin_left(&self) -> u32 {
+        self.cost.begin_work - self.begin_done
+    }
+
+    /// Positions computed so far.
+    pub(crate) fn position(&self) -> u32 {
+        self.begin_done + self.iterations
+    }
+
+    /// Counts what a pass did for the row and moves it to its next phase.
+    pub(crate) fn advance(&mut self, planned: &PlannedRow) {
+        match planned.phase {
+            Phase::Begin => {
+                self.begin_done += planned.work;
+                if self.begin_done >= self.cost.begin_work {
+                    self.phase = Phase::Iterate;
+                }
+            }
+            Phase::Iterate => {
+                self.iterations += 1;
+                if self.iterations >= self.cost.max_iterations {
+                    self.phase = Phase::Finish;
+                }
+            }
+            Phase::Finish => {}
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The HTTP edge from outside: a scripted model behind the real engine, spoken to on a free port.
+
+mod disconnects;
+mod edges;
+mod load;
+mod requests;
+mod service;
+mod streams;

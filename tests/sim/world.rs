@@ -1,0 +1,639 @@
+//! One engine on virtual time: the requests sent to it, and everything that its model was told.
+//!
+//! The world checks as it goes. The model's side: slots are taken and given back in turn, first come
+//! first admitted, nobody waits while there is room. The log's side: the order of events. After each
+//! turn: see [`World::check`].
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use girandole::batch::{
+    BatchKey, Capacity, Emission, FinishReason, Next, Phase, PlannedRow, RowCost, RowOutcome, Slot,
+};
+use girandole::engine::turn::{Engine, Turn, unthreaded};
+use girandole::engine::{EngineConfig, EngineHandle, Observer, Reject, Submission};
+use girandole::events::{EventKind, EventSink, FailureKind};
+use girandole::job::{Job, RequestId, TextJob};
+use girandole::model::scripted::{Script, ScriptedModel};
+use girandole::model::{Admitted, Model, ModelError};
+use girandole::scheduler::{Batching, SchedulerConfig};
+use girandole::time::{Clock, ManualClock, Time};
+
+/// A log that insists on the order of events.
+#[derive(Default)]
+pub(crate) struct Log {
+    events: Mutex<Vec<(Time, EventKind)>>,
+}
+
+impl EventSink for Log {
+    fn append(&self, at: Time, kind: EventKind) {
+        let mut events = self.events.lock().unwrap();
+        let seen = |wanted: fn(&EventKind) -> bool| events.iter().any(|(_, kind)| wanted(kind));
+        let started = seen(|kind| matches!(kind, EventKind::Started));
+        assert!(
+            !seen(EventKind::is_terminal),
+            "{kind:?} after a terminal event"
+        );
+        assert!(events.last().is_none_or(|(last, _)| *last <= at));
+        match &kind {
+            EventKind::Queued { .. } => assert!(!started, "queued after it was started"),
+            EventKind::Started => assert!(!started && !events.is_empty()),
+            EventKind::Text { choice, .. } => {
+                assert!(started);
+                assert_eq!(reason(&events, *choice), None, "text of a finished choice");
+            }
+            EventKind::ChoiceFinished { choice, .. } => {
+                assert_eq!(reason(&events, *choice), None, "a choice finished twice");
+            }
+            _ => {}
+        }
+        events.push((at, kind));
+    }
+}
+
+fn reason(events: &[(Time, EventKind)], wanted: u32) -> Option<FinishReason> {
+    events.iter().find_map(|(_, kind)| match kind {
+        EventKind::ChoiceFinished { choice, reason, .. } if *choice == wanted => Some(*reason),
+        _ => None,
+    })
+}
+
+impl Log {
+    pub(crate) fn events(&self) -> Vec<EventKind> {
+        let events = self.events.lock().unwrap();
+        events.iter().map(|(_, kind)| kind.clone()).collect()
+    }
+
+    pub(crate) fn text(&self, wanted: u32) -> String {
+        let events = self.events.lock().unwrap();
+        let pieces = events.iter().filter_map(|(_, kind)| match kind {
+            EventKind::Text { choice, text, .. } if *choice == wanted => Some(text.as_str()),
+            _ => None,
+        });
+        pieces.collect()
+    }
+
+    pub(crate) fn reason(&self, choice: u32) -> Option<FinishReason> {
+        reason(&self.events.lock().unwrap(), choice)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        let events = self.events.lock().unwrap();
+        events.last().is_some_and(|(_, kind)| kind.is_terminal())
+    }
+
+    pub(crate) fn failure(&self) -> Option<FailureKind> {
+        match &self.events.lock().unwrap().last()?.1 {
+            EventKind::Failed { failure, .. } => Some(failure.kind),
+            _ => None,
+        }
+    }
+
+    /// When the first event of this sort was written.
+    pub(crate) fn time_of(&self, wanted: fn(&EventKind) -> bool) -> Option<Time> {
+        let events = self.events.lock().unwrap();
+        events
+            .iter()
+            .find(|(_, kind)| wanted(kind))
+            .map(|(at, _)| *at)
+    }
+
+    pub(crate) fn started_at(&self) -> Option<Time> {
+        self.time_of(|kind| matches!(kind, EventKind::Started))
+    }
+
+    pub(crate) fn closed_at(&self) -> Option<Time> {
+        self.time_of(EventKind::is_terminal)
+    }
+
+    /// When each new token came.
+    pub(crate) fn token_times(&self) -> Vec<Time> {
+        let events = self.events.lock().unwrap();
+        events
+            .iter()
+            .filter(|(_, kind)| matches!(kind, EventKind::Text { .. }))
+            .map(|(at, _)| *at)
+            .collect()
+    }
+}
+
+/// A request that was taken by the engine.
+pub(crate) struct Sent {
+    pub(crate) log: Arc<Log>,
+    pub(crate) job: Arc<Job>,
+    pub(crate) deadline: Option<Time>,
+    pub(crate) at: Time,
+    /// A cancel was sent while it was live.
+    pub(crate) cancelled: bool,
+    rows_admitted: u32,
+}
+
+impl Sent {
+    fn waits(&self) -> bool {
+        self.rows_admitted < self.job.rows() && !self.log.is_closed()
+    }
+}
+
+/// One forward pass, as the model saw it.
+#[derive(Clone, Debug)]
+pub(crate) struct PassSeen {
+    turn: u64,
+    pub(crate) at: Time,
+    pub(crate) took: Duration,
+    pub(crate) rows: Vec<PlannedRow>,
+}
+
+impl PassSeen {
+    pub(crate) fn iterate_rows(&self) -> usize {
+        let iterates = |row: &&PlannedRow| row.phase == Phase::Iterate;
+        self.rows.iter().filter(iterates).count()
+    }
+
+    pub(crate) fn begin_work(&self) -> u32 {
+        let begins = self.rows.iter().filter(|row| row.phase == Phase::Begin);
+        begins.map(|row| row.work).sum()
+    }
+}
+
+/// What is to happen at a time, also in the middle of a pass.
+pub(crate) enum Action {
+    Submit {
+        job: TextJob,
+        deadline: Option<Duration>,
+    },
+    /// Cancels the request that was sent so many requests ago.
+    Cancel {
+        back: usize,
+    },
+    Abandon {
+        back: usize,
+    },
+}
+
+/// What the model's side and the client's side share.
+pub(crate) struct Book {
+    config: EngineConfig,
+    capacity: Capacity,
+    /// Groups of rows that cannot share a pass.
+    keys: u64,
+    /// In the order of sending, which is that of the queue.
+    pub(crate) sent: Vec<(RequestId, Sent)>,
+    pub(crate) refused: u32,
+    /// Which row holds which slot, with its memory; and in which turn it got it.
+    slots: BTreeMap<Slot, Held>,
+    turn: u64,
+    pub(crate) passes: Vec<PassSeen>,
+    actions: VecDeque<(Time, Action)>,
+    /// What the model's side found wrong. The engine contains panics in the model, so it is kept
+    /// until the turn is over.
+    violations: Vec<&'static str>,
+}
+
+struct Held {
+    key: BatchKey,
+    memory_units: u32,
+    turn: u64,
+}
+
+pub(crate) struct World {
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) handle: EngineHandle,
+    pub(crate) engine: Engine,
+    pub(crate) book: Rc<RefCell<Book>>,
+    hand: Hand,
+}
+
+/// Carries actions to the engine.
+#[derive(Clone)]
+struct Hand {
+    clock: Arc<ManualClock>,
+    book: Rc<RefCell<Book>>,
+}
+
+pub(crate) struct Silent;
+impl Observer for Silent {}
+
+pub(crate) fn config(batch_size: u32, batching: Batching) -> EngineConfig {
+    EngineConfig {
+        scheduler: SchedulerConfig {
+            batch_size,
+            max_queue_delay: Duration::from_millis(20),
+            batching,
+            step_budget: Duration::from_millis(50),
+        },
+        max_queued_requests: 10_000,
+        max_queued_tokens: 10_000_000,
+    }
+}
+
+pub(crate) fn prompt(text: &str) -> Arc<[u32]> {
+    text.bytes().map(u32::from).collect()
+}
+
+pub(crate) fn script(toml: &str) -> Script {
+    Script::parse(toml).expect("the test's script")
+}
+
+impl World {
+    pub(crate) fn new(config: EngineConfig, script: &Script) -> Self {
+        let clock = Arc::new(ManualClock::default());
+        let book = Rc::new(RefCell::new(Book {
+            config: config.clone(),
+            capacity: Capacity {
+                slots: script.model.slots.min(config.scheduler.batch_size),
+                memory_units: script.model.memory_units,
+            },
+            keys: script.model.keys,
+            sent: Vec::new(),
+            refused: 0,
+            slots: BTreeMap::new(),
+            turn: 0,
+            passes: Vec::new(),
+            actions: VecDeque::new(),
+            violations: Vec::new(),
+        }));
+        let hand = Hand {
+            clock: Arc::clone(&clock),
+            book: Rc::clone(&book),
+        };
+        // The model needs the handle, and the handle comes after the model.
+        let handle_for_pause: Rc<RefCell<Option<EngineHandle>>> = Rc::default();
+        let (in_pause, hand_in_pause) = (Rc::clone(&handle_for_pause), hand.clone());
+        let pause = move |by: Duration| {
+            hand_in_pause.clock.advance(by);
+            if let Some(handle) = &*in_pause.borrow() {
+                hand_in_pause.deliver(handle);
+            }
+        };
+        let model = Watched {
+            inner: ScriptedModel::new(script.clone(), Box::new(pause)).expect("a sound script"),
+            clock: Arc::clone(&clock),
+            book: Rc::clone(&book),
+        };
+        let (handle, engine) = unthreaded(
+            "sim",
+            config,
+            Arc::clone(&clock) as Arc<dyn Clock>,
+            Arc::new(Silent),
+            Box::new(model),
+        );
+        *handle_for_pause.borrow_mut() = Some(handle.clone());
+        World {
+            clock,
+            handle,
+            engine,
+            book,
+            hand,
+        }
+    }
+
+    /// Plans an action. Actions are planned in the order of their times.
+    pub(crate) fn at(&self, time: Time, action: Action) {
+        let mut book = self.book.borrow_mut();
+        assert!(book.actions.back().is_none_or(|(last, _)| *last <= time));
+        book.actions.push_back((time, action));
+    }
+
+    /// Sends a request now.
+    pub(crate) fn submit(&self, job: TextJob) -> Arc<Log> {
+        let sent = self.hand.submit(&self.handle, job, None);
+        sent.expect("there is room");
+        let book = self.book.borrow();
+        let (_, sent) = book.sent.last().expect("just sent");
+        Arc::clone(&sent.log)
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// One turn with all checks.
+    pub(crate) fn turn(&mut self) -> Turn {
+        self.hand.deliver(&self.handle);
+        let began = self.now();
+        self.book.borrow_mut().turn += 1;
+        let turn = self.engine.turn(&*self.clock);
+        self.check(began, turn);
+        turn
+    }
+
+    /// Turns, and moves the time on when nothing is due, until nothing is left to do.
+    pub(crate) fn run(&mut self) {
+        self.run_until(Time::FAR_FUTURE);
+    }
+
+    /// As [`run`](Self::run), no further than to `end` (a pass may reach beyond).
+    pub(crate) fn run_until(&mut self, end: Time) {
+        while self.now() < end {
+            let turn = self.turn();
+            let action = self.book.borrow().actions.front().map(|(time, _)| *time);
+            let until = match (turn, action) {
+                (Turn::Again, _) => continue,
+                (Turn::Sleep(until), action) => until.min(action.unwrap_or(until)),
+                (Turn::Idle, Some(action)) => action,
+                (Turn::Idle, None) if end == Time::FAR_FUTURE => return,
+                (Turn::Idle, None) => end,
+                (Turn::Stopped, _) => return,
+            };
+            self.clock.advance_to(until.min(end));
+        }
+    }
+
+    /// What holds after every turn.
+    fn check(&self, began: Time, turn: Turn) {
+        let book = self.book.borrow();
+        assert_eq!(book.violations, Vec::<&str>::new());
+        let scheduler = self.engine.scheduler();
+        let memory: u32 = book.slots.values().map(|held| held.memory_units).sum();
+        assert_eq!(scheduler.running_rows() as usize, book.slots.len());
+        assert_eq!(scheduler.memory_units_used(), memory);
+        assert!(memory <= book.capacity.memory_units);
+        let snapshot = self.handle.snapshot();
+        assert_eq!(snapshot.running_rows as usize, book.slots.len());
+        let live: Vec<&Sent> = book.live().collect();
+        let tokens: usize = live.iter().map(|sent| prompt_of(&sent.job).len()).sum();
+        assert_eq!(
+            snapshot.queued_tokens, tokens as u64,
+            "prompt tokens in the engine"
+        );
+        for sent in live {
+            assert!(!sent.cancelled, "a cancel took more than a step");
+            assert!(sent.deadline.is_none_or(|deadline| deadline > began));
+        }
+        match turn {
+            Turn::Again => {}
+            Turn::Idle => assert!(book.live().next().is_none(), "somebody is left waiting"),
+            Turn::Sleep(until) => book.check_idle_wait(self.now(), until),
+            Turn::Stopped => assert!(book.live().next().is_none()),
+        }
+    }
+
+    /// What holds when everything has been done.
+    pub(crate) fn check_at_rest(&self) {
+        let book = self.book.borrow();
+        assert!(book.slots.is_empty(), "slots are held");
+        for (id, sent) in &book.sent {
+            assert!(sent.log.is_closed(), "{id} was lost");
+        }
+        let limit = book.config.scheduler.batch_size + book.config.max_queued_requests;
+        let all = self.handle.reserve(limit, book.config.max_queued_tokens);
+        assert!(all.is_ok(), "a place was not given back");
+    }
+
+    /// The texts that a request's rows would have if it were alone in the world.
+    pub(crate) fn alone(&self, script: &Script, job: &Arc<Job>) -> Vec<String> {
+        let script = Script {
+            faults: Vec::new(),
+            ..script.clone()
+        };
+        let mut model = ScriptedModel::new(script, Box::new(|_| ())).expect("a sound script");
+        (0..job.rows())
+            .map(|choice| text_alone(&mut model, job, choice))
+            .collect()
+    }
+}
+
+fn text_alone(model: &mut ScriptedModel, job: &Arc<Job>, choice: u32) -> String {
+    let slot = Slot(0);
+    let cached = model.admit(slot, job, choice).unwrap().begin_work_done;
+    let mut planned = PlannedRow {
+        slot,
+        phase: Phase::Begin,
+        work: model.cost(job).begin_work - cached,
+    };
+    let mut whole = String::new();
+    loop {
+        let outcome = model.step(&[planned]).unwrap().remove(0);
+        for emission in outcome.emitted {
+            if let Emission::Text { text, .. } = emission {
+                whole += &text;
+            }
+        }
+        if matches!(outcome.next, Next::Finish(_)) {
+            model.retire(slot);
+            return whole;
+        }
+        planned.phase = Phase::Iterate;
+        planned.work = 1;
+    }
+}
+
+fn prompt_of(job: &Job) -> &[u32] {
+    let Job::Text(text) = job;
+    &text.prompt
+}
+
+impl Hand {
+    /// Does what is due.
+    fn deliver(&self, handle: &EngineHandle) {
+        loop {
+            let due = {
+                let mut book = self.book.borrow_mut();
+                match book.actions.front() {
+                    Some((time, _)) if *time <= self.clock.now() => book.actions.pop_front(),
+                    _ => return,
+                }
+            };
+            match due.expect("the front is there").1 {
+                Action::Submit { job, deadline } => {
+                    if self.submit(handle, job, deadline).is_err() {
+                        self.book.borrow_mut().refused += 1;
+                    }
+                }
+                Action::Cancel { back } => {
+                    if let Some(id) = self.mark_cancelled(back) {
+                        handle.cancel(id);
+                    }
+                }
+                Action::Abandon { back } => {
+                    if let Some(id) = self.mark_cancelled(back) {
+                        handle.abandon(id);
+                    }
+                }
+            }
+        }
+    }
+
+    fn mark_cancelled(&self, back: usize) -> Option<RequestId> {
+        let mut book = self.book.borrow_mut();
+        let index = book.sent.len().checked_sub(back + 1)?;
+        let (id, sent) = &mut book.sent[index];
+        sent.cancelled |= !sent.log.is_closed();
+        Some(*id)
+    }
+
+    fn submit(
+        &self,
+        handle: &EngineHandle,
+        job: TextJob,
+        deadline: Option<Duration>,
+    ) -> Result<(), Reject> {
+        let now = self.clock.now();
+        let job = Arc::new(Job::Text(job));
+        let mut permit = handle.reserve(job.rows(), 1)?;
+        permit.settle(prompt_of(&job).len() as u64);
+        let id = RequestId::from_u128(self.book.borrow().sent.len() as u128 + 1);
+        let log = Arc::new(Log::default());
+        let deadline = deadline.map(|after| now + after);
+        let submission = Submission {
+            id,
+            job: Arc::clone(&job),
+            log: Arc::clone(&log) as Arc<dyn EventSink>,
+            deadline,
+        };
+        handle.submit(permit, submission)?;
+        let sent = Sent {
+            log,
+            job,
+            deadline,
+            at: now,
+            cancelled: false,
+            rows_admitted: 0,
+        };
+        self.book.borrow_mut().sent.push((id, sent));
+        Ok(())
+    }
+}
+
+impl Book {
+    fn live(&self) -> impl Iterator<Item = &Sent> {
+        let sent = self.sent.iter().map(|(_, sent)| sent);
+        sent.filter(|sent| !sent.log.is_closed())
+    }
+
+    fn insist(&mut self, holds: bool, violation: &'static str) {
+        if !holds {
+            self.violations.push(violation);
+        }
+    }
+
+    fn batching(&self) -> Batching {
+        self.config.scheduler.batching
+    }
+
+    /// Whether one row of a request would fit beside those that run.
+    fn fits(&self, cost: RowCost) -> bool {
+        let used: u32 = self.slots.values().map(|held| held.memory_units).sum();
+        self.slots.len() < self.capacity.slots as usize
+            && used + cost.memory_units <= self.capacity.memory_units
+    }
+
+    /// An engine that sleeps has nobody running, no full batch, and nobody whose window is over.
+    fn check_idle_wait(&self, now: Time, until: Time) {
+        assert!(self.slots.is_empty(), "asleep with rows to run");
+        let delay = self.config.scheduler.max_queue_delay;
+        let oldest = self.live().map(|sent| sent.at).min().expect("it waits for");
+        assert!(oldest + delay >= until, "the oldest waits too long");
+        let rows: u32 = self
+            .live()
+            .map(|sent| sent.job.rows() - sent.rows_admitted)
+            .sum();
+        let full = rows >= self.capacity.slots && self.keys == 1;
+        assert!(!full, "a full batch waits");
+        let ran = self
+            .passes
+            .last()
+            .is_some_and(|pass| pass.turn == self.turn);
+        assert!(ran || until > now, "the oldest should be running");
+    }
+}
+
+/// The scripted model, with somebody who takes notes.
+struct Watched {
+    inner: ScriptedModel,
+    clock: Arc<ManualClock>,
+    book: Rc<RefCell<Book>>,
+}
+
+impl Model for Watched {
+    fn capacity(&self) -> Capacity {
+        self.inner.capacity()
+    }
+
+    fn key(&self, job: &Job) -> BatchKey {
+        self.inner.key(job)
+    }
+
+    fn cost(&self, job: &Job) -> RowCost {
+        self.inner.cost(job)
+    }
+
+    fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
+        let (key, cost) = (self.inner.key(job), self.inner.cost(job));
+        let book = &mut *self.book.borrow_mut();
+        book.insist(book.fits(cost), "admitted without room");
+        let index = book
+            .sent
+            .iter()
+            .position(|(_, sent)| Arc::ptr_eq(&sent.job, job))
+            .expect("a request that was sent");
+        let dynamic = book.batching() == Batching::Dynamic;
+        if dynamic {
+            let mut held = book.slots.values();
+            let joins = held.all(|held| held.turn == book.turn && held.key == key);
+            book.insist(joins, "joined a running batch");
+        }
+        let overtaken = book.sent[..index]
+            .iter()
+            .any(|(_, sent)| sent.waits() && !(dynamic && self.inner.key(&sent.job) != key));
+        book.insist(!overtaken, "an earlier request still waits");
+        let next_choice = book.sent[index].1.rows_admitted;
+        book.sent[index].1.rows_admitted += 1;
+        book.insist(choice == next_choice, "rows out of order");
+        let held = Held {
+            key,
+            memory_units: cost.memory_units,
+            turn: book.turn,
+        };
+        let free = book.slots.insert(slot, held).is_none();
+        book.insist(free, "the slot is taken");
+        self.inner.admit(slot, job, choice)
+    }
+
+    fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
+        let at = self.clock.now();
+        self.check_pass(rows);
+        {
+            let book = &mut *self.book.borrow_mut();
+            book.passes.push(PassSeen {
+                turn: book.turn,
+                at,
+                took: Duration::ZERO,
+                rows: rows.to_vec(),
+            });
+        }
+        let outcome = self.inner.step(rows);
+        let took = self.clock.now() - at;
+        if let Some(pass) = self.book.borrow_mut().passes.last_mut() {
+            pass.took = took;
+        }
+        outcome
+    }
+
+    fn retire(&mut self, slot: Slot) {
+        let book = &mut *self.book.borrow_mut();
+        let held = book.slots.remove(&slot).is_some();
+        book.insist(held, "retired an empty slot");
+        self.inner.retire(slot);
+    }
+}
+
+impl Watched {
+    fn check_pass(&self, rows: &[PlannedRow]) {
+        let book = &mut *self.book.borrow_mut();
+        let slots: BTreeSet<Slot> = rows.iter().map(|row| row.slot).collect();
+        book.insist(slots.len() == rows.len(), "a row twice in a pass");
+        let held = slots.iter().filter_map(|slot| book.slots.get(slot));
+        let keys: Vec<BatchKey> = held.map(|held| held.key).collect();
+        book.insist(keys.len() == rows.len(), "a row without a slot in a pass");
+        let same = keys.iter().all(|key| *key == keys[0]);
+        book.insist(same, "keys are mixed in a pass");
+        let next = book.live().find(|sent| sent.waits());
+        let could_join = next.is_some_and(|next| book.fits(self.inner.cost(&next.job)));
+        let joins = book.batching() == Batching::Continuous;
+        book.insist(!(joins && could_join), "there is room, and somebody waits");
+    }
+}
