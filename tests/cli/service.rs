@@ -32,8 +32,7 @@ fn read_until(answer: &mut BufReader<TcpStream>, wanted: &str) -> String {
     text
 }
 
-const STREAM: &str =
-    r#"{"model": "slow", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 40, "stream": true}"#;
+const STREAM: &str = r#"{"model": "slow", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 40, "stream": true}"#;
 
 fn started(sandbox: &Sandbox, flags: &str) -> Service {
     sandbox.write("slow.toml", "[cost]\ntokens_per_second = 40.0\n");
