@@ -301,7 +301,7 @@ async fn first_load_failure(engines: &[EngineHandle]) -> anyhow::Error {
     for engine in engines {
         match engine.until_started().await {
             EngineState::Failed(reason) => {
-                return anyhow::anyhow!("cannot load model {}: {reason}", engine.model());
+                return anyhow::anyhow!("model {}: {reason}", engine.model());
             }
             state => tracing::info!(model = engine.model(), ?state, "model loaded"),
         }

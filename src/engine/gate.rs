@@ -130,3 +130,60 @@ impl Drop for Permit {
         self.gate.tokens.fetch_sub(self.tokens, Ordering::AcqRel);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::{Batching, SchedulerConfig};
+
+    fn gate(batch_size: u32) -> Arc<Gate> {
+        Arc::new(Gate::new(&EngineConfig {
+            scheduler: SchedulerConfig {
+                batch_size,
+                max_queue_delay: Duration::ZERO,
+                batching: Batching::Continuous,
+                step_budget: Duration::from_millis(50),
+            },
+            max_queued_requests: 0,
+            max_queued_tokens: 100,
+        }))
+    }
+
+    /// When a full engine asks to come back with `rows` rows, if its last requests ended so far
+    /// apart.
+    fn check(end_gap: Duration, rows: u32, wanted_seconds: u64) {
+        let gate = gate(40);
+        let _all = gate.reserve(40, 1, Time::ZERO).expect("an empty engine");
+        let mut now = Time::ZERO;
+        for _ in 0..100 {
+            gate.note_end(now);
+            now = now + end_gap;
+        }
+        let Err(Reject::QueueFull { retry_after, .. }) = gate.reserve(rows, 1, now) else {
+            panic!("it is not full");
+        };
+        assert_eq!(retry_after.as_secs(), wanted_seconds);
+    }
+
+    #[test]
+    fn who_is_refused_is_told_when_a_place_will_be_free() {
+        check(Duration::from_secs(3), 1, 3);
+        check(Duration::from_secs(3), 5, 15);
+        check(Duration::from_millis(1), 1, 1);
+        check(Duration::from_secs(3), 40, 60);
+        check(Duration::ZERO, 1, 1);
+    }
+
+    #[test]
+    fn an_engine_that_has_stalled_says_so() {
+        let gate = gate(1);
+        let _all = gate.reserve(1, 1, Time::ZERO).expect("an empty engine");
+        gate.note_end(Time::ZERO);
+        let Err(Reject::QueueFull { retry_after, .. }) =
+            gate.reserve(1, 1, Time::from_millis(20_000))
+        else {
+            panic!("it is not full");
+        };
+        assert_eq!(retry_after.as_secs(), 20);
+    }
+}

@@ -1,7 +1,7 @@
 //! A model that follows a script instead of thinking: for tests, simulation and benchmarks of
 //! everything around a model (`--model scripted:PATH`).
 //!
-//! Its tokens are bytes ([`TextTokenizer::bytes`](super::text::tokenizer::TextTokenizer::bytes)), its
+//! Its tokens are bytes ([`TextTokenizer::bytes`]), stop strings and stop tokens end its rows, its
 //! time is what the script says, and it fails where it is told to. It also distrusts its scheduler:
 //! a pass that does not follow from the passes before it is refused. It computes nothing, so it says
 //! nothing about a real model's speed.
@@ -49,6 +49,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::text::detokenize::{Detokenizer, Piece};
+use super::text::tokenizer::TextTokenizer;
 use super::{Admitted, Model, ModelError};
 use crate::batch::{
     BatchKey, Capacity, Emission, FinishReason, Next, Phase, PlannedRow, RowCost, RowOutcome, Slot,
@@ -58,6 +60,8 @@ use crate::job::{Job, TextJob};
 
 /// Tokens in one memory unit, as in the paged cache of the real text models.
 const BLOCK_TOKENS: u32 = 32;
+/// The bytes and an end-of-text token.
+const VOCABULARY: u32 = 257;
 
 /// What the model does; see the module's documentation.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -264,6 +268,7 @@ pub fn sleep() -> Pause {
 pub struct ScriptedModel {
     script: Script,
     pause: Pause,
+    tokenizer: Arc<TextTokenizer>,
     steps: u64,
     rows: Vec<Option<Row>>,
 }
@@ -280,8 +285,7 @@ struct Row {
     /// After so many tokens it ends by itself.
     natural_length: Option<u32>,
     said: u32,
-    /// Bytes of a character that is not complete.
-    unfinished: Vec<u8>,
+    detokenizer: Detokenizer,
 }
 
 impl ScriptedModel {
@@ -297,6 +301,7 @@ impl ScriptedModel {
             rows: (0..script.model.slots).map(|_| None).collect(),
             script,
             pause,
+            tokenizer: Arc::new(TextTokenizer::bytes(VOCABULARY)),
             steps: 0,
         })
     }
@@ -422,7 +427,7 @@ impl Model for ScriptedModel {
             fingerprint,
             natural_length: natural_length(&self.script.output, text, fingerprint),
             said: 0,
-            unfinished: Vec::new(),
+            detokenizer: Detokenizer::new(Arc::clone(&self.tokenizer), text),
         });
         Ok(Admitted {
             begin_work_done: cached as u32,
@@ -509,18 +514,10 @@ impl Row {
         }
         let token = self.token(&script.output);
         self.said += 1;
-        let stopped = self
-            .natural_length
-            .is_some_and(|length| self.said >= length);
-        let next = match () {
-            () if stopped => Next::Finish(FinishReason::Stop),
-            () if self.said >= max_tokens => Next::Finish(FinishReason::Length),
-            () => Next::Continue(self.key),
-        };
-        let last = !matches!(next, Next::Continue(_));
+        let (text, next) = self.read(token);
         let alternatives = self.text_job().logprobs;
         emitted.push(Emission::Text {
-            text: self.characters(token as u8, last),
+            text,
             tokens: vec![token],
             logprobs: alternatives
                 .map(|top| logprob(token, top, self.fingerprint ^ u64::from(self.said)))
@@ -528,6 +525,27 @@ impl Row {
                 .collect(),
         });
         next
+    }
+
+    /// The text that a new token makes certain, and whether the row ends with it.
+    fn read(&mut self, token: u32) -> (String, Next) {
+        let job = self.text_job();
+        let may_stop = self.said >= job.min_tokens;
+        let stop_token = may_stop && job.stop_token_ids.contains(&token);
+        let natural = self
+            .natural_length
+            .is_some_and(|length| self.said >= length);
+        let used_up = self.said >= job.max_tokens;
+        let Piece { mut text, stopped } = self.detokenizer.push(token, may_stop);
+        let next = match () {
+            () if stopped || stop_token || natural => Next::Finish(FinishReason::Stop),
+            () if used_up => Next::Finish(FinishReason::Length),
+            () => Next::Continue(self.key),
+        };
+        if !stopped && !matches!(next, Next::Continue(_)) {
+            text += &self.detokenizer.finish();
+        }
+        (text, next)
     }
 
     fn turns_nan(&self, script: &Script) -> bool {
@@ -547,20 +565,6 @@ impl Row {
                 u32::from(letters[draw % letters.len()])
             }
         }
-    }
-
-    /// The characters that one more byte completes; at the end, whatever there is.
-    fn characters(&mut self, byte: u8, last: bool) -> String {
-        self.unfinished.push(byte);
-        let incomplete = matches!(
-            std::str::from_utf8(&self.unfinished),
-            Err(error) if error.error_len().is_none()
-        );
-        if incomplete && !last {
-            return String::new();
-        }
-        let bytes = std::mem::take(&mut self.unfinished);
-        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
@@ -622,4 +626,115 @@ fn fingerprint(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(toml: &str) -> ScriptedModel {
+        let script = Script::parse(toml).expect("a sound script");
+        ScriptedModel::new(script, Box::new(|_| ())).expect("a model that loads")
+    }
+
+    /// What one row says, and why it ends.
+    fn check(toml: &str, job: TextJob, wanted: &str, reason: FinishReason) {
+        let mut model = model(toml);
+        let begin_work = job.prompt.len() as u32;
+        model.admit(Slot(3), &Arc::new(Job::Text(job)), 0).unwrap();
+        let mut planned = PlannedRow {
+            slot: Slot(3),
+            phase: Phase::Begin,
+            work: begin_work,
+        };
+        let mut said = String::new();
+        loop {
+            let outcome = model.step(&[planned]).unwrap().remove(0);
+            for emission in outcome.emitted {
+                let Emission::Text { text, .. } = emission else {
+                    continue;
+                };
+                said += &text;
+            }
+            match outcome.next {
+                Next::Finish(found) => {
+                    assert_eq!((said.as_str(), found), (wanted, reason), "{toml}");
+                    return;
+                }
+                Next::Continue(_) => (planned.phase, planned.work) = (Phase::Iterate, 1),
+                Next::Fail(message) => panic!("{message}"),
+            }
+        }
+    }
+
+    fn job(prompt: &str, max_tokens: u32) -> TextJob {
+        let tokens: Vec<u32> = prompt.bytes().map(u32::from).collect();
+        TextJob::greedy(tokens, max_tokens)
+    }
+
+    #[test]
+    fn it_says_what_the_script_says() {
+        let echo = "output.kind = 'echo'";
+        check(echo, job("grüße", 99), "grüße", FinishReason::Stop);
+        check(echo, job("hello", 3), "hel", FinishReason::Length);
+        let stop = TextJob {
+            stop: Arc::from(["lo".to_owned()]),
+            ..job("hello", 99)
+        };
+        check(echo, stop, "hel", FinishReason::Stop);
+        let text = "output = { kind = 'text', text = 'ab', at_most = 5, at_least = 5 }";
+        check(text, job("x", 99), "ababa", FinishReason::Stop);
+        let on = TextJob {
+            ignore_eos: true,
+            ..job("x", 7)
+        };
+        check(text, on, "abababa", FinishReason::Length);
+    }
+
+    #[test]
+    fn a_script_that_makes_no_sense_is_refused_by_name() {
+        for (toml, named) in [
+            ("model.slot = 3", "slot"),
+            ("model.slots = 0", "model.slots"),
+            ("cost.tokens_per_second = 0.0", "tokens_per_second"),
+            ("output.kind = 'text'", "output.text"),
+            ("output = { at_least = 5, at_most = 4 }", "at_least"),
+            ("output.at_least = 5", "at_most"),
+            ("[[fault]]\nprompt_contains = 'x'", "each fault"),
+            (
+                "[[fault]]\nnan_at_token = 1\npanic_at_step = 1",
+                "each fault",
+            ),
+            ("model.fail_load = 3", "fail_load"),
+        ] {
+            let error = Script::parse(toml).expect_err(toml).to_string();
+            assert!(error.contains(named), "{toml}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_example_is_a_script() {
+        let example = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/scripted.toml");
+        let script = Script::read(Path::new(example)).expect("the example");
+        assert_eq!(script.faults.len(), 1);
+        let missing = Script::read(Path::new("no/such/script.toml")).expect_err("no such file");
+        assert!(missing.to_string().contains("no/such/script.toml"));
+    }
+
+    #[test]
+    fn a_pass_that_cannot_be_is_refused() {
+        let mut model = model("");
+        let planned = |slot, phase, work| PlannedRow {
+            slot: Slot(slot),
+            phase,
+            work,
+        };
+        let job = Arc::new(Job::Text(job("hello", 5)));
+        model.admit(Slot(0), &job, 0).unwrap();
+        assert!(model.admit(Slot(0), &job, 0).is_err(), "the slot is taken");
+        assert!(model.step(&[planned(1, Phase::Begin, 1)]).is_err());
+        assert!(model.step(&[planned(0, Phase::Iterate, 1)]).is_err());
+        assert!(model.step(&[planned(0, Phase::Begin, 6)]).is_err());
+        assert!(model.step(&[planned(0, Phase::Begin, 5)]).is_ok());
+    }
 }

@@ -281,8 +281,10 @@ mod tests {
         let before = costs.seconds(&sample);
         costs.learn(&sample, Duration::from_secs(30));
         assert!(costs.seconds(&sample) < before * 1.5);
+        let mixed = load(4, 20, 100);
         for _ in 0..200 {
             costs.learn(&sample, 10 * truth(&sample));
+            costs.learn(&mixed, 10 * truth(&mixed));
         }
         check_close(costs.seconds(&sample), 10.0 * truth(&sample).as_secs_f64());
     }

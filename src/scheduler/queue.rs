@@ -162,3 +162,73 @@ impl WaitingQueue {
         self.rows
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(number: u128, rows: u32, key: u64, deadline: Option<u64>) -> Waiting {
+        Waiting {
+            request: RequestId::from_u128(number),
+            next_choice: 0,
+            rows,
+            key: BatchKey(key),
+            cost: RowCost {
+                begin_work: 1,
+                max_iterations: 1,
+                memory_units: 10,
+            },
+            since: Time::ZERO,
+            deadline: deadline.map(Time::from_millis),
+        }
+    }
+
+    fn queue() -> WaitingQueue {
+        let mut queue = WaitingQueue::default();
+        queue.push(waiting(1, 2, 7, Some(50)));
+        queue.push(waiting(2, 1, 8, None));
+        queue.push(waiting(3, 3, 7, Some(20)));
+        queue
+    }
+
+    #[test]
+    fn rows_leave_in_order_and_the_last_takes_the_request_along() {
+        let mut queue = queue();
+        let mut left = Vec::new();
+        while let Some((ticket, _)) = queue.first(None) {
+            let row = queue.take_row(ticket);
+            left.push((row.request, row.choice));
+        }
+        let wanted = [(1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (3, 2)];
+        let wanted = wanted.map(|(number, choice)| (RequestId::from_u128(number), choice));
+        assert_eq!(left, wanted);
+        assert_eq!((queue.rows(), queue.requests()), (0, 0));
+        assert_eq!(queue.next_deadline(), None);
+    }
+
+    #[test]
+    fn groups_are_full_by_rows_or_by_memory() {
+        let mut queue = queue();
+        assert_eq!(queue.full_group(5, 1_000), Some(BatchKey(7)));
+        assert_eq!(queue.full_group(6, 1_000), None);
+        assert_eq!(queue.full_group(6, 50), Some(BatchKey(7)));
+        queue.remove(RequestId::from_u128(3));
+        assert_eq!(queue.full_group(5, 1_000), None);
+        let first = queue
+            .first(Some(BatchKey(8)))
+            .map(|(_, first)| first.request);
+        assert_eq!(first, Some(RequestId::from_u128(2)));
+    }
+
+    #[test]
+    fn the_late_leave_and_nobody_else() {
+        let mut queue = queue();
+        assert_eq!(queue.next_deadline(), Some(Time::from_millis(20)));
+        assert_eq!(queue.expire(Time::from_millis(19)), []);
+        let late = queue.expire(Time::from_millis(20));
+        assert_eq!(late, [waiting(3, 3, 7, Some(20))]);
+        assert_eq!(late[0].row_ids().count(), 3);
+        assert_eq!((queue.rows(), queue.requests()), (3, 2));
+        assert_eq!(queue.expire(Time::from_millis(60)).len(), 1);
+    }
+}

@@ -196,7 +196,7 @@ async def stalled_readers(options):
     """Line 4: a hundred readers that never read; memory and the others' inter-token time."""
     script = options.scripted
     async with Server(options.binary, "--model", f"scripted:{script}", "--batch-size", "128", "--max-queued-requests", "256",
-                      "--native-disconnect-grace-ms", "600000") as server:
+                      "--native-grace-ms", "600000") as server:
         async def reading():
             response = await request(server.port, "POST", "/v1/completions",
                                      {"prompt": "reader", "max_tokens": 1500, "ignore_eos": True, "stream": True})
@@ -251,7 +251,7 @@ async def storm(options):
     """Line 6: 500 cancels and disconnects in all states; everything returns, nobody else changes."""
     rng = random.Random(6)
     async with Server(options.binary, *options.model, "--batch-size", "8", "--max-queued-requests", "64",
-                      "--openai-disconnect-grace-ms", "100") as server:
+                      "--openai-grace-ms", "100") as server:
         witness = [completion(prompt_of(12, 1000 + i), 40) for i in range(3)]
         alone = [await whole(server.port, body) for body in witness]
         tally = {"cancelled": 0, "disconnected": 0, "refused": 0}

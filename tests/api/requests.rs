@@ -177,6 +177,25 @@ async fn the_status_tells_the_whole_result() {
 }
 
 #[tokio::test]
+async fn a_prompt_may_be_text_or_tokens_or_a_chat() {
+    let service = instant().await;
+    for (prompt, tokens) in [
+        (json!({"prompt": "Say"}), 3),
+        (json!({"tokens": [1, 2, 3, 4]}), 4),
+        (json!({"messages": [{"role": "user", "content": "Say"}]}), 9),
+    ] {
+        let mut call = prompt;
+        call["max_tokens"] = json!(1);
+        let sent = service.client.call(Method::POST, "/api/v1/requests");
+        let answer = sent.json(&call).send().await.unwrap();
+        assert_eq!(answer.status(), 201, "{call}");
+        let submitted: Value = answer.json().await.unwrap();
+        let status = service.ended(submitted["id"].as_str().unwrap()).await;
+        assert_eq!(status.usage.unwrap().prompt_tokens, tokens, "{call}");
+    }
+}
+
+#[tokio::test]
 async fn log_probabilities_come_as_asked() {
     let service = instant().await;
     let id = service

@@ -15,6 +15,7 @@ use girandole::events::store::{EventStore, Retention};
 use girandole::intake::{TextDefaults, TextIntake, TextLimits};
 use girandole::model::Model;
 use girandole::model::scripted::{Script, ScriptedModel, sleep};
+use girandole::model::text::chat_template::ChatTemplate;
 use girandole::model::text::tokenizer::TextTokenizer;
 use girandole::scheduler::{Batching, SchedulerConfig};
 use girandole::time::{Clock, RealClock};
@@ -136,7 +137,14 @@ impl Service {
             engine,
             intake: TextIntake {
                 tokenizer: Arc::new(TextTokenizer::bytes(300)),
-                template: None,
+                template: Some(
+                    ChatTemplate::new(
+                        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+                        "",
+                        "",
+                    )
+                    .expect("the template is valid"),
+                ),
                 max_context,
                 defaults: TextDefaults::default(),
                 limits: TextLimits::default(),

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-pub struct Hub {
+pub(crate) struct Hub {
     address: SocketAddr,
     /// The heads of the requests that came.
     heads: Arc<Mutex<Vec<String>>>,
@@ -12,7 +12,7 @@ pub struct Hub {
 
 impl Hub {
     /// Serves `content` as `/o/r/resolve/abc/tiny.gguf` for as long as the test runs.
-    pub fn serving(content: &[u8]) -> Self {
+    pub(crate) fn serving(content: &[u8]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let hub = Hub {
             address: listener.local_addr().unwrap(),
@@ -30,11 +30,11 @@ impl Hub {
         hub
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    pub fn heads(&self) -> Vec<String> {
+    pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
 }

@@ -5,6 +5,7 @@ mod company;
 mod decoding;
 mod gguf_files;
 mod goldens;
+mod loading;
 mod poison;
 mod rows;
 mod serving;

@@ -3,15 +3,16 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use girandole::batch::{BatchKey, Capacity, PlannedRow, RowCost, RowOutcome, Slot};
 use girandole::engine::{
     EngineConfig, EngineHandle, EngineState, Observer, Reject, Submission, spawn,
 };
-use girandole::events::{EventKind, EventSink};
+use girandole::events::{EventKind, EventSink, FailureKind};
 use girandole::job::{Job, RequestId, TextJob};
-use girandole::model::Model;
 use girandole::model::scripted::{Script, ScriptedModel, sleep};
+use girandole::model::{Admitted, Model, ModelError};
 use girandole::scheduler::{Batching, SchedulerConfig};
-use girandole::time::{RealClock, Time};
+use girandole::time::{Clock, RealClock, Time};
 
 #[derive(Default)]
 struct Log {
@@ -57,10 +58,15 @@ fn config() -> EngineConfig {
 
 fn scripted(toml: &str) -> EngineHandle {
     let script = toml.to_owned();
-    let build = move || {
+    start(move || {
         let model = ScriptedModel::new(Script::parse(&script)?, sleep())?;
         Ok(Box::new(model) as Box<dyn Model>)
-    };
+    })
+}
+
+fn start(
+    build: impl FnOnce() -> Result<Box<dyn Model>, ModelError> + Send + 'static,
+) -> EngineHandle {
     spawn(
         "test",
         config(),
@@ -86,6 +92,13 @@ fn submit(engine: &EngineHandle, id: u128, job: Arc<Job>) -> Result<Arc<Log>, Re
     };
     engine.submit(permit, submission)?;
     Ok(log)
+}
+
+fn failure(events: &[EventKind]) -> Option<FailureKind> {
+    match events.last()? {
+        EventKind::Failed { failure, .. } => Some(failure.kind),
+        _ => None,
+    }
 }
 
 fn text(events: &[EventKind]) -> String {
@@ -130,4 +143,139 @@ async fn an_engine_that_cannot_load_says_why() {
     assert!(reason.contains("no weights"), "{reason}");
     engine.until_stopped().await;
     assert!(matches!(engine.reserve(1, 1), Err(Reject::Dead(_))));
+}
+
+#[tokio::test]
+async fn exactly_as_many_come_in_as_there_are_places() {
+    let engine = scripted("");
+    engine.until_started().await;
+    let permits: Vec<_> = std::thread::scope(|scope| {
+        let reserve = || scope.spawn(|| engine.reserve(1, 1).ok());
+        let threads: Vec<_> = (0..100).map(|_| reserve()).collect();
+        let joined = threads.into_iter().map(|thread| thread.join().unwrap());
+        joined.flatten().collect()
+    });
+    // batch_size + max_queued_requests
+    assert_eq!(permits.len(), 4 + 8);
+    assert!(matches!(
+        engine.reserve(1, 1),
+        Err(Reject::QueueFull { .. })
+    ));
+    drop(permits);
+    assert!(engine.reserve(12, 1).is_ok());
+}
+
+#[tokio::test]
+async fn a_panic_in_a_step_leaves_the_thread_alive() {
+    let engine = scripted("[[fault]]\nprompt_contains = 'boom'\npanic_at_step = 2");
+    engine.until_started().await;
+    let boom = submit(&engine, 1, job("boom", 5)).unwrap();
+    assert_eq!(failure(&boom.until_closed()), Some(FailureKind::Step));
+    let next = submit(&engine, 2, job("next", 5)).unwrap();
+    assert_eq!(text(&next.until_closed()).len(), 5);
+    assert_eq!(engine.state(), EngineState::Ready);
+}
+
+/// Works like the scripted model, until it is to give a slot back.
+struct Broken(ScriptedModel);
+
+impl Model for Broken {
+    fn capacity(&self) -> Capacity {
+        self.0.capacity()
+    }
+    fn key(&self, job: &Job) -> BatchKey {
+        self.0.key(job)
+    }
+    fn cost(&self, job: &Job) -> RowCost {
+        self.0.cost(job)
+    }
+    fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
+        self.0.admit(slot, job, choice)
+    }
+    fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
+        self.0.step(rows)
+    }
+    fn retire(&mut self, _slot: Slot) {
+        panic!("a planted panic outside a step");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_engine_closes_every_log_and_refuses() {
+    let engine = start(|| {
+        let script = Script::parse("cost.tokens_per_second = 200.0")?;
+        Ok(Box::new(Broken(ScriptedModel::new(script, sleep())?)))
+    });
+    engine.until_started().await;
+    // More than run at once, the first of them the first to end.
+    let logs: Vec<_> = (0..10)
+        .map(|id| submit(&engine, id, job("hello", 5 + 50 * id as u32)).unwrap())
+        .collect();
+    engine.until_stopped().await;
+    for log in &logs[1..] {
+        assert_eq!(failure(&log.until_closed()), Some(FailureKind::EngineDead));
+    }
+    assert!(
+        logs[0]
+            .until_closed()
+            .last()
+            .is_some_and(EventKind::is_terminal)
+    );
+    assert!(matches!(engine.state(), EngineState::Failed(_)));
+    assert!(matches!(engine.reserve(1, 1), Err(Reject::Dead(_))));
+}
+
+#[tokio::test]
+async fn a_drain_ends_at_its_deadline_and_abandoned_requests_say_so() {
+    let clock = RealClock::start();
+    let engine = scripted("cost.tokens_per_second = 20.0");
+    engine.until_started().await;
+    let logs: Vec<_> = (0..6)
+        .map(|id| submit(&engine, id, job("hello", 2_000)).unwrap())
+        .collect();
+    engine.abandon(RequestId::from_u128(0));
+    engine.cancel(RequestId::from_u128(0));
+    assert_eq!(
+        failure(&logs[0].until_closed()),
+        Some(FailureKind::Abandoned)
+    );
+    // The engine's clock began a little later: its deadline is a little later, too.
+    engine.drain(clock.now() + Duration::from_millis(200));
+    engine.until_stopped().await;
+    assert_eq!(engine.state(), EngineState::Stopped);
+    for log in &logs[1..] {
+        assert_eq!(failure(&log.until_closed()), Some(FailureKind::Shutdown));
+    }
+    assert!(clock.now() < Time::from_millis(2_000));
+}
+
+#[tokio::test]
+async fn an_engine_that_nobody_holds_finishes_and_goes() {
+    struct Alive(Arc<()>);
+    impl Observer for Alive {}
+    let alive = Arc::new(());
+    let observer = Arc::new(Alive(Arc::clone(&alive)));
+    assert_eq!(Arc::strong_count(&observer.0), 2);
+    let engine = spawn(
+        "test",
+        config(),
+        Arc::new(RealClock::start()),
+        observer,
+        || {
+            let script = Script::parse("cost.tokens_per_second = 500.0")?;
+            Ok(Box::new(ScriptedModel::new(script, sleep())?) as Box<dyn Model>)
+        },
+    );
+    engine.until_started().await;
+    let log = submit(&engine, 1, job("hello", 20)).unwrap();
+    drop(engine);
+    assert_eq!(failure(&log.until_closed()), None);
+    let clock = RealClock::start();
+    while Arc::strong_count(&alive) > 1 {
+        assert!(
+            clock.now() < Time::from_millis(5_000),
+            "the thread is still there"
+        );
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

@@ -39,15 +39,11 @@ pub(super) fn parse(state: &AppState, body: &[u8]) -> Result<Submission, Invalid
 
 fn prompt(fields: &mut Fields) -> Result<Prompt, Invalid> {
     let text = fields.string("prompt")?.map(Prompt::Text);
-    let tokens = match fields.counts("tokens")? {
-        None => None,
-        // An id beyond 32 bits is beyond every vocabulary, and refused as such by intake.
-        Some(ids) => Some(Prompt::Tokens(
-            ids.iter()
-                .map(|id| u32::try_from(*id).unwrap_or(u32::MAX))
-                .collect(),
-        )),
-    };
+    // An id beyond 32 bits is beyond every vocabulary, and refused as such by intake.
+    let token_id = |id: &u64| u32::try_from(*id).unwrap_or(u32::MAX);
+    let tokens = fields
+        .counts("tokens")?
+        .map(|ids| Prompt::Tokens(ids.iter().map(token_id).collect()));
     let messages = match fields.take("messages") {
         None => None,
         Some(messages) => Some(Prompt::Chat(read_chat(messages, fields)?)),

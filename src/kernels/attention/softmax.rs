@@ -130,8 +130,8 @@ fn scores<V: Vector>(query: &[f32], keys: &[f32], options: &AttentionOptions) ->
 #[inline(always)]
 fn add_input<V: Vector>(sums: &mut [V; 2], input: f32, keys: &[[f32; LANES]; 2]) {
     let input = V::splat(input);
-    for (sum, keys) in sums.iter_mut().zip(keys) {
-        *sum = input.mul_add(V::load(keys), *sum);
+    for half in 0..2 {
+        sums[half] = input.mul_add(V::load(&keys[half]), sums[half]);
     }
 }
 
@@ -202,19 +202,22 @@ fn add_columns<V: Vector, const VECTORS: usize>(
     first: usize,
     width: usize,
 ) {
+    // Loops of constant length over indices: they unroll, and the totals stay in registers.
     let mut totals = [V::splat(0.0); VECTORS];
-    for (total, sums) in totals.iter_mut().zip(&*sums) {
-        *total = V::load(sums).mul(V::splat(keep));
+    for vector in 0..VECTORS {
+        totals[vector] = V::load(&sums[vector]).mul(V::splat(keep));
     }
     for (weight, values) in weights.iter().zip(values.chunks_exact(width)) {
-        let weight = V::splat(*weight);
         let (values, _) = values[first..].as_chunks::<LANES>();
-        for (total, values) in totals.iter_mut().zip(values) {
-            *total = weight.mul_add(V::load(values), *total);
+        let values: &[[f32; LANES]; VECTORS] =
+            values.first_chunk().expect("as many columns as sums");
+        let weight = V::splat(*weight);
+        for vector in 0..VECTORS {
+            totals[vector] = weight.mul_add(V::load(&values[vector]), totals[vector]);
         }
     }
-    for (sums, total) in sums.iter_mut().zip(totals) {
-        total.store(sums);
+    for vector in 0..VECTORS {
+        totals[vector].store(&mut sums[vector]);
     }
 }
 

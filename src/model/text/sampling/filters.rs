@@ -68,31 +68,9 @@ pub(super) fn keep_best(candidates: &mut Vec<Candidate>, count: usize) {
 }
 
 /// Keeps the fewest best whose probabilities together reach `top_p`.
-///
-/// Those are usually few, so only growing heads of the list are sorted, never all of it.
 fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
-    const FIRST_HEAD: usize = 256;
-    const GROWTH: usize = 8;
     let wanted = top_p * total(candidates);
-    let mut reached = 0.0;
-    let mut sorted = 0;
-    let mut head = FIRST_HEAD;
-    while sorted < candidates.len() {
-        let end = head.min(candidates.len());
-        if end < candidates.len() {
-            candidates[sorted..].select_nth_unstable_by(end - sorted, Candidate::best_first);
-        }
-        candidates[sorted..end].sort_unstable_by(Candidate::best_first);
-        for index in sorted..end {
-            reached += candidates[index].weight();
-            if reached >= wanted {
-                candidates.truncate(index + 1);
-                return;
-            }
-        }
-        sorted = end;
-        head *= GROWTH;
-    }
+    keep_mass(candidates, wanted, Candidate::best_first);
 }
 
 /// Keeps those whose probability is at least `min_p` of the best one's.
@@ -104,28 +82,52 @@ fn keep_min_p(candidates: &mut Vec<Candidate>, min_p: f64) {
 /// Locally typical sampling (arXiv 2202.00666): keeps those whose surprise is nearest to the
 /// distribution's entropy, the fewest whose probabilities together reach `typical_p`.
 fn keep_typical(candidates: &mut Vec<Candidate>, typical_p: f64) {
-    let total = total(candidates);
-    let probability = |candidate: &Candidate| candidate.weight() / total;
     candidates.retain(|candidate| candidate.weight > 0.0);
-    let entropy: f64 = candidates
+    let total = total(candidates);
+    // A token's surprise is `log_total - logit`; the entropy is the mean surprise.
+    let log_total = total.ln();
+    let surprise = |candidate: &Candidate| log_total - f64::from(candidate.logit);
+    let entropy = candidates
         .iter()
-        .map(|candidate| -probability(candidate) * probability(candidate).ln())
-        .sum();
-    let distance = |candidate: &Candidate| (-probability(candidate).ln() - entropy).abs();
-    candidates.sort_unstable_by(|one, other| {
+        .map(|candidate| candidate.weight() / total * surprise(candidate))
+        .sum::<f64>();
+    let distance = |candidate: &Candidate| (surprise(candidate) - entropy).abs();
+    keep_mass(candidates, typical_p * total, |one, other| {
         distance(one)
             .total_cmp(&distance(other))
             .then(one.token.cmp(&other.token))
     });
+}
+
+/// Keeps the first in this order, as many as it takes for their weights to reach `wanted`.
+///
+/// Those are usually few, so only growing heads of the list are sorted, seldom all of it.
+fn keep_mass(
+    candidates: &mut Vec<Candidate>,
+    wanted: f64,
+    order: impl Fn(&Candidate, &Candidate) -> Ordering,
+) {
+    const FIRST_HEAD: usize = 256;
+    const GROWTH: usize = 8;
     let mut reached = 0.0;
-    let kept = candidates
-        .iter()
-        .position(|candidate| {
-            reached += probability(candidate);
-            reached >= typical_p
-        })
-        .map_or(candidates.len(), |last| last + 1);
-    candidates.truncate(kept);
+    let mut sorted = 0;
+    let mut head = FIRST_HEAD;
+    while sorted < candidates.len() {
+        let end = head.min(candidates.len());
+        if end < candidates.len() {
+            candidates[sorted..].select_nth_unstable_by(end - sorted, &order);
+        }
+        candidates[sorted..end].sort_unstable_by(&order);
+        for index in sorted..end {
+            reached += candidates[index].weight();
+            if reached >= wanted {
+                candidates.truncate(index + 1);
+                return;
+            }
+        }
+        sorted = end;
+        head *= GROWTH;
+    }
 }
 
 fn total(candidates: &[Candidate]) -> f64 {

@@ -8,11 +8,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::Value;
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::{Decoder, DecoderWrapper, Tokenizer};
 
 use super::vocabulary::Vocabulary;
-use super::{Encoder, TextTokenizer, TokenizerError, byte_level};
-use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+use super::{Encoder, TextTokenizer, TokenizerError, WORD_CACHE_CAPACITY, byte_level};
 
 /// Builds the tokenizer of the model in `folder`.
 pub(super) fn read(folder: &Path) -> Result<TextTokenizer, TokenizerError> {
@@ -57,6 +57,9 @@ fn pipeline(folder: &Path) -> Result<Tokenizer, TokenizerError> {
     // Some files carry the settings of a training run.
     pipeline.with_truncation(None).map_err(broken)?;
     pipeline.with_padding(None);
+    let mut model = pipeline.get_model().clone();
+    model.resize_cache(WORD_CACHE_CAPACITY);
+    pipeline.with_model(model);
     Ok(pipeline)
 }
 

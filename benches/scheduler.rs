@@ -1,0 +1,101 @@
+//! What the scheduler itself costs: a step of a full batch, and telling a long queue its places.
+
+#![expect(missing_docs, reason = "criterion's macros make public functions")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use girandole::batch::{BatchKey, Capacity, RowCost, StepPlan};
+use girandole::job::RequestId;
+use girandole::scheduler::{Batching, Entry, RowResult, Scheduler, SchedulerConfig};
+use girandole::time::Time;
+
+const KEY: BatchKey = BatchKey(0);
+
+fn entry(number: u128, max_iterations: u32) -> Entry {
+    Entry {
+        request: RequestId::from_u128(number),
+        rows: 1,
+        key: KEY,
+        cost: RowCost {
+            begin_work: 8,
+            max_iterations,
+            memory_units: 4,
+        },
+        deadline: None,
+    }
+}
+
+/// A scheduler with `slots` rows that iterate, and `waiting` requests behind them.
+fn busy(slots: u32, waiting: u32) -> (Scheduler, Time) {
+    let config = SchedulerConfig {
+        batch_size: slots,
+        max_queue_delay: Duration::ZERO,
+        batching: Batching::Continuous,
+        step_budget: Duration::from_millis(50),
+    };
+    let capacity = Capacity {
+        slots,
+        memory_units: slots * 4,
+    };
+    let mut scheduler = Scheduler::new(config, capacity);
+    let mut now = Time::ZERO;
+    for number in 0..slots + waiting {
+        scheduler.add(now, entry(u128::from(number), u32::MAX / 2));
+    }
+    while step(&mut scheduler, &mut now).run.len() < slots as usize {}
+    step(&mut scheduler, &mut now);
+    (scheduler, now)
+}
+
+fn step(scheduler: &mut Scheduler, now: &mut Time) -> StepPlan {
+    let plan = scheduler.schedule(*now);
+    *now = *now + Duration::from_micros(500);
+    let results: Vec<RowResult> = plan
+        .run
+        .iter()
+        .map(|planned| RowResult {
+            slot: planned.slot,
+            next: Some(KEY),
+        })
+        .collect();
+    scheduler.update(*now, &plan.run, &results);
+    plan
+}
+
+fn steps(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("scheduler/step");
+    for slots in [16, 256] {
+        let (mut scheduler, mut now) = busy(slots, 1_000);
+        group.bench_function(BenchmarkId::from_parameter(slots), |bencher| {
+            bencher.iter(|| black_box(step(&mut scheduler, &mut now)));
+        });
+    }
+    group.finish();
+}
+
+fn surveys(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("scheduler/survey");
+    for waiting in [100, 10_000] {
+        let (mut scheduler, now) = busy(64, waiting);
+        group.bench_function(BenchmarkId::from_parameter(waiting), |bencher| {
+            bencher.iter(|| black_box(scheduler.survey(now)));
+        });
+    }
+    group.finish();
+}
+
+fn comings_and_goings(criterion: &mut Criterion) {
+    let (mut scheduler, now) = busy(64, 10_000);
+    criterion.bench_function("scheduler/add and cancel behind 10000", |bencher| {
+        bencher.iter(|| {
+            let newcomer = entry(u128::MAX, 100);
+            black_box(scheduler.add(now, newcomer));
+            black_box(scheduler.cancel(newcomer.request));
+        });
+    });
+}
+
+criterion_group!(benches, steps, surveys, comings_and_goings);
+criterion_main!(benches);
