@@ -244,6 +244,7 @@ fn resolve_model(
         },
         engine,
         limits: limits(values)?,
+        default_max_tokens: values.optional_number("default_max_tokens", 1..=MAX_TOKENS)?,
         model,
     })
 }
