@@ -141,7 +141,6 @@ impl Sent {
 #[derive(Clone, Debug)]
 pub(crate) struct PassSeen {
     turn: u64,
-    pub(crate) at: Time,
     pub(crate) took: Duration,
     pub(crate) rows: Vec<PlannedRow>,
 }
@@ -600,7 +599,6 @@ impl Model for Watched {
             let book = &mut *self.book.borrow_mut();
             book.passes.push(PassSeen {
                 turn: book.turn,
-                at,
                 took: Duration::ZERO,
                 rows: rows.to_vec(),
             });
