@@ -1,7 +1,5 @@
 //! What the scheduler itself costs: a step of a full batch, and telling a long queue its places.
 
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
-
 use std::hint::black_box;
 use std::time::Duration;
 
