@@ -9,6 +9,7 @@ mod checks;
 mod draft;
 mod fields;
 mod limits;
+mod prompt;
 
 pub use draft::{ChatPrompt, Prompt, TextDraft};
 pub use fields::Fields;
@@ -127,7 +128,7 @@ impl TextIntake {
         prompt: &Prompt,
         add_special: Option<bool>,
     ) -> Result<Vec<u32>, Invalid> {
-        checks::tokenize(self, prompt, add_special)
+        prompt::tokenize(self, prompt, add_special)
     }
 
     /// The text of token ids that came in `field`, special tokens written out.
@@ -135,7 +136,7 @@ impl TextIntake {
     /// # Errors
     /// An id beyond the vocabulary, or more than `max_prompt_bytes` at four bytes an id.
     pub fn detokenize(&self, field: &str, tokens: &[u32]) -> Result<String, Invalid> {
-        checks::detokenize(self, field, tokens)
+        prompt::detokenize(self, field, tokens)
     }
 
     /// The prompt that the model's chat template makes of messages.
@@ -143,7 +144,7 @@ impl TextIntake {
     /// # Errors
     /// No chat template, or one that refuses the messages.
     pub fn render(&self, chat: &ChatPrompt) -> Result<String, Invalid> {
-        checks::render(self, chat)
+        prompt::render(self, chat)
     }
 }
 

@@ -211,3 +211,15 @@ impl Drop for Service {
         let _ = self.child.wait();
     }
 }
+
+/// Waits until something is so, at most ten seconds.
+pub(crate) fn wait_until(mut so: impl FnMut() -> bool) {
+    let (_keep, never) = std::sync::mpsc::sync_channel::<()>(0);
+    for _ in 0..1_000 {
+        if so() {
+            return;
+        }
+        let _ = never.recv_timeout(std::time::Duration::from_millis(10));
+    }
+    panic!("waited for ten seconds");
+}

