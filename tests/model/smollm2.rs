@@ -1,8 +1,10 @@
-//! The real SmolLM2, where its file is at hand: `GIRANDOLE_TEST_GGUF` names it. Without the file these
-//! tests only say so; `.ci/run` fetches it first.
+//! The real SmolLM2: `GIRANDOLE_TEST_GGUF` names its file, or the program fetches it into its cache,
+//! as it does for anybody.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
 
 use candle_core::{Device, IndexOp, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
@@ -19,12 +21,26 @@ use girandole::model::text::weights::gguf::{GgufFile, GgufWeights};
 use crate::decoding::{Decoding, argmax};
 use crate::serving::{Guest, alone, options, run};
 
-fn file() -> Option<PathBuf> {
-    let path = std::env::var_os("GIRANDOLE_TEST_GGUF").map(PathBuf::from);
-    if path.is_none() {
-        eprintln!("skipped: GIRANDOLE_TEST_GGUF names no file");
-    }
-    path
+fn file() -> &'static Path {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| match std::env::var_os("GIRANDOLE_TEST_GGUF") {
+        Some(path) => PathBuf::from(path),
+        None => pull("smollm2-135m-instruct"),
+    })
+}
+
+/// The model's file, by way of `girandole models pull`.
+fn pull(name: &str) -> PathBuf {
+    let pulled = Command::new(env!("CARGO_BIN_EXE_girandole"))
+        .args(["models", "pull", name])
+        .output()
+        .expect("the program starts");
+    let said = String::from_utf8(pulled.stdout).expect("UTF-8");
+    let told = said.trim_end().split_once(" is in ");
+    let (_, path) = told.unwrap_or_else(|| {
+        panic!("not fetched:\n{}", String::from_utf8_lossy(&pulled.stderr));
+    });
+    PathBuf::from(path)
 }
 
 fn load(path: &Path) -> (Decoder, KvShape) {
@@ -53,12 +69,12 @@ fn chat(assets: &TextAssets, message: &str) -> Vec<u32> {
 
 #[test]
 fn greedy_tokens_equal_candles_stock_model() {
-    let Some(path) = file() else { return };
-    let prompt = chat(&assets(&path), "Why is the sky blue?");
-    let (decoder, kv) = load(&path);
+    let path = file();
+    let prompt = chat(&assets(path), "Why is the sky blue?");
+    let (decoder, kv) = load(path);
     let ours = Decoding::new(decoder, &kv, 1).greedy(&prompt, 24);
 
-    let mut reader = File::open(&path).expect("there");
+    let mut reader = File::open(path).expect("there");
     let content = candle_core::quantized::gguf_file::Content::read(&mut reader).expect("GGUF");
     let mut stock = ModelWeights::from_gguf(content, &mut reader, &Device::Cpu).expect("llama");
     let mut stock_tokens = vec![];
@@ -80,8 +96,8 @@ fn greedy_tokens_equal_candles_stock_model() {
 
 #[test]
 fn it_answers_a_question() {
-    let Some(path) = file() else { return };
-    let assets = assets(&path);
+    let path = file();
+    let assets = assets(path);
     let mut model = build(&assets, DeviceSpec::Cpu, &options(1)).expect("weights");
     let prompt = chat(&assets, "What is the capital of France?");
     let said = alone(&mut *model, TextJob::greedy(prompt, 40));
@@ -91,8 +107,8 @@ fn it_answers_a_question() {
 
 #[test]
 fn eight_prompts_together_say_what_each_says_alone() {
-    let Some(path) = file() else { return };
-    let assets = assets(&path);
+    let path = file();
+    let assets = assets(path);
     let mut model = build(&assets, DeviceSpec::Cpu, &options(8)).expect("weights");
     let guests: Vec<Guest> = (0..8)
         .map(|slot| {
