@@ -144,7 +144,7 @@ fn prepare_scripted(config: &ModelConfig, script: Script) -> anyhow::Result<Prep
             template: template(&tokenizer, Some(PLAIN_TEMPLATE))?,
             tokenizer: Arc::new(tokenizer),
             max_context: script.model.context_tokens.min(asked),
-            defaults: TextDefaults::default(),
+            defaults: defaults(config, &loader::GenerationDefaults::default()),
             limits: config.limits.clone(),
         },
         build: Box::new(move || {
@@ -157,10 +157,6 @@ fn prepare_scripted(config: &ModelConfig, script: Script) -> anyhow::Result<Prep
 fn prepare_text(config: &ModelConfig, files: &ModelFiles) -> anyhow::Result<PreparedModel> {
     let assets = loader::load_assets(files)?;
     let (device, options) = (config.device, config.text.clone());
-    let recommended = match &config.model {
-        ModelRef::Known(manifest) => Some(&manifest.defaults),
-        _ => None,
-    };
     let fallback = match config.load_format {
         LoadFormat::Auto => None,
         LoadFormat::Dummy { .. } => Some(PLAIN_TEMPLATE),
@@ -170,7 +166,7 @@ fn prepare_text(config: &ModelConfig, files: &ModelFiles) -> anyhow::Result<Prep
             tokenizer: Arc::clone(&assets.tokenizer),
             template: template(&assets.tokenizer, fallback)?,
             max_context: assets.served_context(&options, device)?,
-            defaults: defaults(recommended, &assets.defaults),
+            defaults: defaults(config, &assets.defaults),
             limits: config.limits.clone(),
         },
         build: Box::new(move || loader::build(&assets, device, &options)),
@@ -192,12 +188,11 @@ fn template(
 }
 
 /// The manifest's word, else that of the model's makers, else the neutral value.
-fn defaults(
-    manifest: Option<&GenerationDefaults>,
-    makers: &loader::GenerationDefaults,
-) -> TextDefaults {
-    let none = GenerationDefaults::default();
-    let manifest = manifest.unwrap_or(&none);
+fn defaults(config: &ModelConfig, makers: &loader::GenerationDefaults) -> TextDefaults {
+    let manifest = match &config.model {
+        ModelRef::Known(manifest) => manifest.defaults.clone(),
+        _ => GenerationDefaults::default(),
+    };
     let neutral = TextDefaults::default();
     let number = |first: Option<f32>, second: Option<f32>, last| first.or(second).unwrap_or(last);
     TextDefaults {
@@ -215,7 +210,7 @@ fn defaults(
             makers.repetition_penalty,
             neutral.repetition_penalty,
         ),
-        max_tokens: manifest.max_tokens,
+        max_tokens: config.default_max_tokens.or(manifest.max_tokens),
     }
 }
 
@@ -301,7 +296,7 @@ async fn first_load_failure(engines: &[EngineHandle]) -> anyhow::Error {
     for engine in engines {
         match engine.until_started().await {
             EngineState::Failed(reason) => {
-                return anyhow::anyhow!("cannot load model {}: {reason}", engine.model());
+                return anyhow::anyhow!("model {}: {reason}", engine.model());
             }
             state => tracing::info!(model = engine.model(), ?state, "model loaded"),
         }

@@ -13,6 +13,7 @@ mod openapi;
 pub mod ops;
 pub mod requests;
 pub mod serve;
+mod socket;
 pub mod sse;
 pub mod submit;
 pub mod tokens;

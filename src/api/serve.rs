@@ -14,11 +14,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use super::socket::PatientSocket;
 use super::{AppState, EdgeConfig, router};
 
 /// hyper's buffer for one connection, each way: what a client that does not read costs us beside
 /// its socket's buffers.
 const CONNECTION_BUFFER_BYTES: usize = 64 << 10;
+
+/// A client that takes nothing for this long is let go. It can come back and go on where it was.
+const MAX_WRITE_STALL: Duration = Duration::from_secs(300);
 
 /// How often finished logs are looked through when nobody comes by.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -55,7 +59,8 @@ pub async fn serve(
                 continue;
             }
         };
-        let connection = http.serve_connection(TokioIo::new(socket), service.clone());
+        let socket = TokioIo::new(PatientSocket::new(socket, MAX_WRITE_STALL));
+        let connection = http.serve_connection(socket, service.clone());
         connections.spawn(run(connection, stop_seen.clone(), place));
     }
     drop(listener);
@@ -103,7 +108,8 @@ async fn accept(
     }
 }
 
-type Connection = http1::Connection<TokioIo<TcpStream>, TowerToHyperService<axum::Router>>;
+type Connection =
+    http1::Connection<TokioIo<PatientSocket<TcpStream>>, TowerToHyperService<axum::Router>>;
 
 /// Runs one connection to its end. When the service stops, it finishes the answer it is at.
 async fn run(connection: Connection, mut stop: watch::Receiver<bool>, place: OwnedSemaphorePermit) {

@@ -68,6 +68,8 @@ pub struct ModelConfig {
     pub engine: EngineConfig,
     /// How far a request may go.
     pub limits: TextLimits,
+    /// New tokens of a request that does not say, if the configuration does.
+    pub default_max_tokens: Option<u32>,
 }
 
 /// How log lines look.

@@ -48,7 +48,7 @@ pub(super) fn resolve(
 
     let models_dir = models_folder(&values, config_file.as_deref());
     let catalogue = Catalogue::load(models_dir.as_deref())?;
-    let sources = sources(&values, models_dir, &variable)?;
+    let sources = sources(&values, models_dir, variable)?;
     let models = resolve_models(&values, &models, &catalogue)?;
     Ok(Config {
         listen: listen(&values)?,
@@ -244,6 +244,7 @@ fn resolve_model(
         },
         engine,
         limits: limits(values)?,
+        default_max_tokens: values.optional_number("default_max_tokens", 1..=MAX_TOKENS)?,
         model,
     })
 }

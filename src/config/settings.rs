@@ -171,6 +171,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(LIMITS, "max_messages", "COUNT", "1024", "Messages of a chat").per_model(),
     one(LIMITS, "max_new_tokens", "TOKENS", "",
         "New tokens a row [default: what the context leaves]").per_model(),
+    one(LIMITS, "default_max_tokens", "TOKENS", "",
+        "New tokens of a request that does not say [default: the manifest's word, else what the \
+         context leaves]").per_model(),
     one(LIMITS, "max_stop_strings", "COUNT", "16", "Stop strings").per_model(),
     one(LIMITS, "max_stop_bytes", "BYTES", "1024", "Size of a stop string").per_model(),
     one(LIMITS, "max_stop_token_ids", "COUNT", "128", "Stop token ids").per_model(),

@@ -254,9 +254,12 @@ mod tests {
         );
     }
 
-    /// Texts and tokens of each choice, and the choices that ended.
-    fn told(events: &[Event]) -> (BTreeMap<u32, (String, Vec<u32>)>, BTreeSet<u32>) {
-        let mut texts: BTreeMap<u32, (String, Vec<u32>)> = BTreeMap::new();
+    /// The text and the tokens of each choice.
+    type Texts = BTreeMap<u32, (String, Vec<u32>)>;
+
+    /// What the events tell of each choice, and the choices that ended.
+    fn told(events: &[Event]) -> (Texts, BTreeSet<u32>) {
+        let mut texts = Texts::new();
         let mut ends = BTreeSet::new();
         for event in events {
             match &event.kind {

@@ -47,7 +47,7 @@ per_isa! {
 #[inline(always)]
 fn gelu_tanh_mul_body(gate: &[f32], up: &[f32], output: &mut [f32]) {
     /// Twice sqrt(2 / π): (1 + tanh u) / 2 is sigmoid(2 u).
-    const FACTOR: f32 = 1.595_769_1;
+    const FACTOR: f32 = 1.595_769;
     for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
         let cubic = 0.044715 * gate * gate * gate;
         *output = gate * sigmoid(FACTOR * (gate + cubic)) * up;

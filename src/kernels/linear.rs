@@ -41,7 +41,7 @@ impl Weight {
     /// # Errors
     /// When the weight is not of rank 2.
     pub(super) fn quantized(weight: Arc<QTensor>) -> Result<Self> {
-        let dims = weight.shape().dims2()?;
+        let dims = non_empty(weight.shape().dims2()?)?;
         if !weight.device().is_cpu() {
             return Ok(Self::StockQuantized {
                 matmul: QMatMul::from_arc(weight)?,
@@ -69,7 +69,7 @@ impl Weight {
     /// # Errors
     /// When the weight is not of rank 2, or of a dtype that the CPU has no kernel for.
     pub(super) fn dense(weight: Tensor) -> Result<Self> {
-        weight.dims2()?;
+        non_empty(weight.dims2()?)?;
         Ok(match is_on_cpu(&weight) {
             true => Self::Dense(Arc::new(DenseMatrix::pack(&weight)?)),
             false => Self::StockDense(weight),
@@ -87,6 +87,15 @@ impl Weight {
             Self::StockDense(weight) => of_shape(weight.dims()),
         }
     }
+}
+
+/// # Errors
+/// When a weight has no rows or no columns.
+fn non_empty((n, k): (usize, usize)) -> Result<(usize, usize)> {
+    if n == 0 || k == 0 {
+        bail!("a weight of shape ({n}, {k}) is empty");
+    }
+    Ok((n, k))
 }
 
 impl Linear {
@@ -216,7 +225,7 @@ mod tests {
             GgmlDType::Q3K,
             GgmlDType::Q8K,
         ] {
-            if k % dtype.block_size() == 0 {
+            if k.is_multiple_of(dtype.block_size()) {
                 let weight = QTensor::quantize(&plain, dtype).unwrap();
                 let wide = weight.dequantize(&Device::Cpu).unwrap();
                 layers.push((
@@ -340,6 +349,14 @@ mod tests {
         assert!(
             Linear::dense(weight().flatten_all().unwrap(), None).is_err(),
             "rank 1"
+        );
+        assert!(
+            Linear::dense(
+                Tensor::zeros((4, 0), DType::F32, &Device::Cpu).unwrap(),
+                None
+            )
+            .is_err(),
+            "no columns"
         );
         let layer = Linear::dense(weight(), None).unwrap();
         assert_eq!((layer.out_features(), layer.in_features()), (4, 6));

@@ -8,15 +8,15 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     folder: TempDir,
 }
 
 /// The end of a run.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl From<Output> for Ended {
@@ -31,7 +31,7 @@ impl From<Output> for Ended {
 
 impl Ended {
     #[track_caller]
-    pub fn expect(&self, code: i32, in_stderr: &[&str]) -> &Self {
+    pub(crate) fn expect(&self, code: i32, in_stderr: &[&str]) -> &Self {
         assert_eq!(self.code, Some(code), "{}\n{}", self.stdout, self.stderr);
         for expected in in_stderr {
             assert!(
@@ -45,7 +45,7 @@ impl Ended {
 }
 
 impl Sandbox {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let sandbox = Sandbox {
             folder: tempfile::tempdir().unwrap(),
         };
@@ -55,11 +55,11 @@ impl Sandbox {
         sandbox
     }
 
-    pub fn path(&self, relative: &str) -> PathBuf {
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
         self.folder.path().join(relative)
     }
 
-    pub fn write(&self, relative: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, relative: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(relative);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, content).unwrap();
@@ -67,7 +67,7 @@ impl Sandbox {
     }
 
     /// The program with nothing in its environment but this sandbox, and a hub where nobody listens.
-    pub fn command(&self, line: &str) -> Command {
+    pub(crate) fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_girandole"));
         command
             .args(line.split_whitespace())
@@ -80,13 +80,13 @@ impl Sandbox {
         command
     }
 
-    pub fn run(&self, line: &str) -> Ended {
+    pub(crate) fn run(&self, line: &str) -> Ended {
         self.command(line).output().unwrap().into()
     }
 
     /// Puts a `python3` on the PATH that runs this shell script, with the folder after `--dest` in
     /// `$dest`. Every run leaves a line in `python3.log`.
-    pub fn python3(&self, script: &str) {
+    pub(crate) fn python3(&self, script: &str) {
         let log = self.path("python3.log");
         let text = format!(
             "#!/bin/sh\nPATH=/bin:/usr/bin\necho \"$@\" >> {}\n\
@@ -98,17 +98,17 @@ impl Sandbox {
     }
 
     /// A `python3` that brings this wheel.
-    pub fn python3_with_wheel(&self, wheel: &Path) {
+    pub(crate) fn python3_with_wheel(&self, wheel: &Path) {
         self.python3(&format!("cp {} \"$dest\"", wheel.display()));
     }
 
-    pub fn python3_runs(&self) -> usize {
+    pub(crate) fn python3_runs(&self) -> usize {
         let log = std::fs::read_to_string(self.path("python3.log"));
         log.map_or(0, |log| log.lines().count())
     }
 
     /// A wheel with `content` as its one interesting member.
-    pub fn wheel(&self, content: &[u8]) -> PathBuf {
+    pub(crate) fn wheel(&self, content: &[u8]) -> PathBuf {
         let path = self.path("tiny-1.0-py3-none-any.whl");
         let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
         let options = zip::write::SimpleFileOptions::default();
@@ -119,7 +119,7 @@ impl Sandbox {
     }
 
     /// A manifest for `content`, with every kind of source.
-    pub fn manifest(&self, content: &[u8]) {
+    pub(crate) fn manifest(&self, content: &[u8]) {
         let digest = Sha256::digest(content);
         let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let text = format!(
@@ -137,12 +137,12 @@ impl Sandbox {
     }
 
     /// Where `models pull tiny` puts it.
-    pub fn cached(&self) -> PathBuf {
+    pub(crate) fn cached(&self) -> PathBuf {
         self.path("home/.cache/girandole/models/tiny/tiny.gguf")
     }
 
     /// What is in the cache beside the lock.
-    pub fn cache_content(&self) -> Vec<String> {
+    pub(crate) fn cache_content(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.cached().parent().unwrap()) else {
             return Vec::new();
         };
@@ -154,15 +154,15 @@ impl Sandbox {
 }
 
 /// A running service; ended when dropped.
-pub struct Service {
-    pub child: Child,
-    pub port: u16,
+pub(crate) struct Service {
+    pub(crate) child: Child,
+    pub(crate) port: u16,
     _stdout: BufReader<ChildStdout>,
 }
 
 impl Service {
     /// Starts it and waits until it listens.
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -187,7 +187,7 @@ impl Service {
         }
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args(["-s", name, &self.child.id().to_string()])
             .status()
@@ -196,7 +196,7 @@ impl Service {
     }
 
     /// Waits for its end: exit code and what it wrote to stderr.
-    pub fn end(mut self) -> (Option<i32>, String) {
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let mut stderr = String::new();
         let mut pipe = self.child.stderr.take().unwrap();
         pipe.read_to_string(&mut stderr).unwrap();

@@ -32,8 +32,7 @@ fn read_until(answer: &mut BufReader<TcpStream>, wanted: &str) -> String {
     text
 }
 
-const STREAM: &str =
-    r#"{"messages": [{"role": "user", "content": "hello"}], "max_tokens": 40, "stream": true}"#;
+const STREAM: &str = r#"{"model": "slow", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 40, "stream": true}"#;
 
 fn started(sandbox: &Sandbox, flags: &str) -> Service {
     sandbox.write("slow.toml", "[cost]\ntokens_per_second = 40.0\n");
@@ -80,7 +79,7 @@ fn a_model_that_cannot_be_loaded_ends_the_start() {
     sandbox.write("good.toml", "");
     sandbox
         .run("--port 0 --model scripted:good.toml --model scripted:bad.toml")
-        .expect(1, &["cannot load model bad: no weights"]);
+        .expect(1, &["model bad: the model cannot be loaded: no weights"]);
     sandbox
         .run("--port 0 --model scripted:missing.toml")
         .expect(1, &["cannot serve model missing", "missing.toml"]);
@@ -91,7 +90,7 @@ fn a_stream_that_runs_is_finished_before_the_end() {
     let sandbox = Sandbox::new();
     let service = started(&sandbox, "");
     let mut stream = request(service.port, "POST /v1/chat/completions", STREAM);
-    read_until(&mut stream, "content");
+    read_until(&mut stream, "delta");
     service.signal("TERM");
     let text = read_until(&mut stream, "data: [DONE]");
     assert!(text.contains("\"finish_reason\":\"length\""), "{text}");
@@ -105,7 +104,7 @@ fn the_deadline_of_the_drain_ends_what_is_left() {
     let sandbox = Sandbox::new();
     let service = started(&sandbox, "--drain-timeout-ms 100");
     let mut stream = request(service.port, "POST /v1/chat/completions", STREAM);
-    read_until(&mut stream, "content");
+    read_until(&mut stream, "delta");
     service.signal("TERM");
     let text = read_until(&mut stream, "error");
     assert!(!text.contains("\"finish_reason\":\"length\""), "{text}");
@@ -119,7 +118,7 @@ fn a_second_signal_stops_at_once() {
     let service = started(&sandbox, "");
     let endless = STREAM.replace("40", "4000");
     let mut stream = request(service.port, "POST /v1/chat/completions", &endless);
-    read_until(&mut stream, "content");
+    read_until(&mut stream, "delta");
     service.signal("TERM");
     let mut refused = request(service.port, "POST /v1/chat/completions", STREAM);
     read_until(&mut refused, " 503 ");
@@ -133,10 +132,10 @@ fn readiness_goes_with_the_drain() {
     let sandbox = Sandbox::new();
     let service = started(&sandbox, "");
     let mut stream = request(service.port, "POST /v1/chat/completions", STREAM);
-    read_until(&mut stream, "content");
+    read_until(&mut stream, "delta");
     read_until(&mut request(service.port, "GET /health/ready", ""), " 200 ");
     service.signal("TERM");
-    read_until(&mut stream, "content");
+    read_until(&mut stream, "delta");
     read_until(&mut request(service.port, "GET /health/ready", ""), " 503 ");
     read_until(&mut request(service.port, "GET /health/live", ""), " 200 ");
 }

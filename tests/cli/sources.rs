@@ -120,6 +120,63 @@ fn the_hub_is_asked_with_its_own_variables() {
 }
 
 #[test]
+fn a_repository_is_fetched_once_with_what_a_model_needs() {
+    let sandbox = Sandbox::new();
+    let index = br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+    let hub = Hub::serving_files(&[
+        ("README.md", b"not needed"),
+        ("config.json", b"{}"),
+        ("tokenizer.json", b"{}"),
+        ("model.safetensors.index.json", index),
+        ("1.safetensors", b"one"),
+        ("2.safetensors", b"two"),
+        ("pytorch_model.bin", b"not wanted"),
+    ]);
+    let mut command = sandbox.command("models pull hf:o/r");
+    command.env("HF_ENDPOINT", hub.endpoint());
+    let ended = Ended::from(command.output().unwrap());
+    ended.expect(0, &[]);
+    let snapshot = sandbox.path("home/.cache/huggingface/hub/models--o--r/snapshots/abc");
+    assert!(
+        ended
+            .stdout
+            .trim_end()
+            .ends_with(snapshot.to_str().unwrap()),
+        "{}",
+        ended.stdout
+    );
+    let read = |name: &str| std::fs::read(snapshot.join(name)).ok();
+    assert_eq!(read("1.safetensors").as_deref(), Some(&b"one"[..]));
+    assert_eq!(read("2.safetensors").as_deref(), Some(&b"two"[..]));
+    assert_eq!((read("README.md"), read("pytorch_model.bin")), (None, None));
+    let asked = hub.heads().len();
+    Ended::from(command.output().unwrap()).expect(0, &[]);
+    assert_eq!(
+        hub.heads().len(),
+        asked,
+        "the second time everything is here"
+    );
+
+    std::fs::remove_file(snapshot.join("2.safetensors")).unwrap();
+    sandbox
+        .run("models pull hf:o/r --offline")
+        .expect(1, &["not whole", "offline"]);
+}
+
+#[test]
+fn a_repository_of_gguf_files_asks_for_a_choice() {
+    let sandbox = Sandbox::new();
+    let hub = Hub::serving_files(&[("a.gguf", b"a"), ("b.gguf", b"b")]);
+    let run = |line: &str| {
+        let mut command = sandbox.command(line);
+        Ended::from(command.env("HF_ENDPOINT", hub.endpoint()).output().unwrap())
+    };
+    run("models pull hf:o/r").expect(1, &["add :FILE to choose one of a.gguf, b.gguf"]);
+    run("models pull hf:o/r:b.gguf").expect(0, &[]);
+    run("models pull hf:o/r:c.gguf").expect(1, &["c.gguf", "404"]);
+}
+
+#[test]
 fn a_wrong_file_is_never_taken() {
     let sandbox = sandbox();
     let hub = Hub::serving(b"as good as any model for this purpose!");

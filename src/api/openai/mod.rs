@@ -16,6 +16,8 @@
 //!   `prompt_cache_key`.
 //! - *Accepted in their neutral form only:* see [`neutral`].
 //!
+//! Each prompt is a request of its own; `x-request-id` and `id` name the first.
+//!
 //! Streams carry `id: SEQ` on every frame and can be resumed under
 //! `/api/v1/requests/{id}/events?dialect=openai`. What several choices say in one flush goes into
 //! one chunk, so that no frame's id promises more than has been said. The role comes with a

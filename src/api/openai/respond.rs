@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
 use super::gather::{End, Gathered};
@@ -12,6 +12,7 @@ use super::request::Call;
 use super::stream::{ChunkDialect, cancelled};
 use crate::api::auth::Caller;
 use crate::api::error::{ApiError, ErrorShape, OpenAiError};
+use crate::api::layers::REQUEST_ID;
 use crate::api::submit::{Accepted, Idempotency, OnDisconnect, SubmitOptions, submit};
 use crate::api::{AppState, ServedModel, sse};
 use crate::batch::FinishReason;
@@ -19,8 +20,6 @@ use crate::events::Event;
 use crate::events::store::SharedLog;
 use crate::intake::{Invalid, Prompt, TextDraft, TextIntake};
 use crate::job::RequestId;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Who calls, and how to know a call again.
 pub(super) struct Client {

@@ -42,8 +42,8 @@ pub(super) unsafe fn multiply_tile<F: Format, const R: usize>(
                 let mut scale = [group_scale; 2];
                 let mut min = group_min;
                 if F::GROUP_BLOCKS > 1 {
-                    for half in 0..F::HALVES {
-                        scale[half] =
+                    for (half, scale) in scale.iter_mut().enumerate().take(F::HALVES) {
+                        *scale =
                             _mm512_mul_ps(group_scale, load_i8(factors.add(half * TILE_COLUMNS)));
                     }
                     if F::HAS_MIN {

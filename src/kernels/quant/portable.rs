@@ -39,14 +39,14 @@ fn add_block<F: Format>(
 ) -> f32 {
     let mut total = total;
     let length = BLOCK / F::HALVES;
-    for half in 0..F::HALVES {
+    for (half, scale) in scales.iter().enumerate().take(F::HALVES) {
         let range = half * length..(half + 1) * length;
         let products = q[range.clone()]
             .iter()
             .zip(&x.q[range])
             .map(|(&q, &x)| i32::from(q) * i32::from(x));
         let dot = x.start[half] + products.sum::<i32>();
-        total = (dot as f32).mul_add(scales[half] * x.scale, total);
+        total = (dot as f32).mul_add(scale * x.scale, total);
     }
     if F::HAS_MIN {
         min.mul_add(x.scaled_sum, total)

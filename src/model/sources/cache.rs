@@ -3,7 +3,7 @@
 //! ```text
 //! CACHE/models/NAME/FILE       a checked file
 //! CACHE/models/NAME/.lock      held while somebody fetches it
-//! CACHE/models/NAME/.partial/  the lock holder's workspace, emptied by whoever locks next
+//! CACHE/models/NAME/.partial/  workspaces, emptied by whoever locks next
 //! ```
 
 use std::fs::{File, TryLockError};
@@ -130,9 +130,12 @@ impl CacheFolder {
         let partial = folder.join(".partial");
         // Left by a holder that was interrupted: nobody else can be using it now.
         remove_folder(&partial)?;
-        std::fs::create_dir(&partial)?;
+        // A child of that holder may live on and write: not to a folder of ours.
+        let own = partial.join(std::process::id().to_string());
+        std::fs::create_dir_all(&own)?;
         Ok(Workspace {
             partial,
+            own,
             target: folder.join(&manifest.file.name),
             expected: manifest.file.clone(),
             _lock: lock,
@@ -150,6 +153,7 @@ fn remove_folder(path: &Path) -> io::Result<()> {
 /// The right to put one model's file into the cache. Gone, with all that is partial, when dropped.
 pub(super) struct Workspace {
     partial: PathBuf,
+    own: PathBuf,
     target: PathBuf,
     expected: FileDigest,
     /// Unlocked by closing it, also when the process dies.
@@ -167,7 +171,7 @@ impl Drop for Workspace {
 impl Workspace {
     /// A folder for whatever is needed on the way. On the same disk as the cache.
     pub(super) fn folder(&self) -> &Path {
-        &self.partial
+        &self.own
     }
 
     /// As [`Workspace::install`], from a file.
@@ -180,7 +184,7 @@ impl Workspace {
     /// Copies what `reader` gives into the cache, if it is the right file: hashed on the way,
     /// written out, then moved into place in one step.
     pub(super) fn install(&self, reader: &mut dyn Read) -> Result<PathBuf, String> {
-        let copy = self.partial.join("checked");
+        let copy = self.own.join("checked");
         let (size_bytes, digest) = self
             .copy_hashed(reader, &copy)
             .map_err(|error| format!("cannot write {}: {error}", copy.display()))?;

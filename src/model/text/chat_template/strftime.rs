@@ -109,7 +109,9 @@ struct Date {
 impl Date {
     /// The date so many days after 1 January 1970.
     fn of_day(days: u64) -> Self {
-        let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let is_leap = |year: u64| {
+            year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+        };
         let weekday = WEEKDAYS[(days % 7) as usize];
         // The calendar repeats every 400 years, so that a clock gone mad costs no long loop.
         const DAYS_IN_400_YEARS: u64 = 146_097;

@@ -9,6 +9,7 @@ use candle_core::quantized::gguf_file::Value;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::metadata::{Metadata, integer};
 use super::pretokenizer::PreTokenizer;
 use super::sentencepiece::{Piece, PieceKind, SentencePiece, Spaces};
 use super::vocabulary::Vocabulary;
@@ -71,7 +72,7 @@ impl TokenType {
 
 /// Builds the tokenizer that `metadata` describes.
 pub(super) fn read(metadata: &HashMap<String, Value>) -> Result<TextTokenizer, TokenizerError> {
-    let metadata = Metadata(metadata);
+    let metadata = Metadata::new(metadata);
     match metadata.text("tokenizer.ggml.model")? {
         Some("gpt2") => byte_level_tokenizer(metadata),
         Some("llama") => sentencepiece_tokenizer(metadata),
@@ -106,8 +107,8 @@ fn byte_level_tokenizer(metadata: Metadata<'_>) -> Result<TextTokenizer, Tokeniz
         }
     }
     let special_ids = SpecialIds {
-        beginning: metadata.id("tokenizer.ggml.bos_token_id", &tokens)?,
-        end: metadata.id("tokenizer.ggml.eos_token_id", &tokens)?,
+        beginning: metadata.id("tokenizer.ggml.bos_token_id", tokens.len())?,
+        end: metadata.id("tokenizer.ggml.eos_token_id", tokens.len())?,
         adds_beginning: pre_tokenizer.adds_beginning,
     };
     assemble(
@@ -158,7 +159,7 @@ fn sentencepiece_tokenizer(metadata: Metadata<'_>) -> Result<TextTokenizer, Toke
     let scores = metadata.numbers("tokenizer.ggml.scores", tokens.len())?;
     // The defaults of the kind, for files that leave the ids out (Llama's own vocabulary).
     let id_or = |key: &str, default: u32| -> Result<Option<u32>, TokenizerError> {
-        let id = metadata.id(key, &tokens)?;
+        let id = metadata.id(key, tokens.len())?;
         Ok(id.or((default < tokens.len()).then_some(default)))
     };
     let unknown = id_or("tokenizer.ggml.unknown_token_id", 0)?;
@@ -241,8 +242,8 @@ fn assemble(
 
     let named_ids = [
         special_ids.end,
-        metadata.id("tokenizer.ggml.eot_token_id", tokens)?,
-        metadata.id("tokenizer.ggml.eom_token_id", tokens)?,
+        metadata.id("tokenizer.ggml.eot_token_id", tokens.len())?,
+        metadata.id("tokenizer.ggml.eom_token_id", tokens.len())?,
     ];
     let mut end_tokens: Vec<u32> = named_ids.into_iter().flatten().collect();
     end_tokens.extend(
@@ -320,103 +321,5 @@ impl<'a> Tokens<'a> {
     fn added(&self) -> impl Iterator<Item = (u32, TokenType, &'a str)> {
         self.iter()
             .filter(|(_, token_type, text)| token_type.is_added() && !text.is_empty())
-    }
-}
-
-/// The file's metadata, with errors that name the key.
-#[derive(Clone, Copy)]
-struct Metadata<'a>(&'a HashMap<String, Value>);
-
-impl<'a> Metadata<'a> {
-    fn text(self, key: &str) -> Result<Option<&'a str>, TokenizerError> {
-        match self.0.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(TokenizerError(format!("{key} is no string"))),
-        }
-    }
-
-    fn flag(self, key: &str) -> Result<Option<bool>, TokenizerError> {
-        match self.0.get(key) {
-            None => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some(*flag)),
-            Some(_) => Err(TokenizerError(format!("{key} is no boolean"))),
-        }
-    }
-
-    /// A token id within the vocabulary.
-    fn id(self, key: &str, tokens: &Tokens<'_>) -> Result<Option<u32>, TokenizerError> {
-        let Some(value) = self.0.get(key) else {
-            return Ok(None);
-        };
-        let id = integer(value, key)?;
-        match u32::try_from(id) {
-            Ok(id) if id < tokens.len() => Ok(Some(id)),
-            _ => Err(TokenizerError(format!(
-                "{key} is {id}, outside the vocabulary of {} tokens",
-                tokens.len()
-            ))),
-        }
-    }
-
-    fn array(self, key: &str) -> Result<Option<&'a [Value]>, TokenizerError> {
-        match self.0.get(key) {
-            None => Ok(None),
-            Some(Value::Array(values)) => Ok(Some(values)),
-            Some(_) => Err(TokenizerError(format!("{key} is no array"))),
-        }
-    }
-
-    fn texts(
-        self,
-        key: &'static str,
-    ) -> Result<impl Iterator<Item = Result<&'a str, TokenizerError>>, TokenizerError> {
-        let values = self
-            .array(key)?
-            .ok_or_else(|| TokenizerError(format!("the file lacks {key}")))?;
-        Ok(values.iter().map(move |value| match value {
-            Value::String(text) => Ok(text.as_str()),
-            _ => Err(TokenizerError(format!(
-                "{key} holds something else than strings"
-            ))),
-        }))
-    }
-
-    fn numbers(self, key: &str, len: u32) -> Result<Vec<f32>, TokenizerError> {
-        let values = self
-            .array(key)?
-            .ok_or_else(|| TokenizerError(format!("the file lacks {key}")))?;
-        if values.len() != len as usize {
-            return Err(TokenizerError(format!(
-                "{key} has {} entries for {len} tokens",
-                values.len()
-            )));
-        }
-        values
-            .iter()
-            .map(|value| match value {
-                Value::F32(number) if !number.is_nan() => Ok(*number),
-                Value::I32(number) => Ok(*number as f32),
-                _ => Err(TokenizerError(format!(
-                    "{key} holds something else than numbers"
-                ))),
-            })
-            .collect()
-    }
-}
-
-/// An integer of any width: converters disagree.
-fn integer(value: &Value, key: &str) -> Result<i64, TokenizerError> {
-    match *value {
-        Value::U8(number) => Ok(number.into()),
-        Value::I8(number) => Ok(number.into()),
-        Value::U16(number) => Ok(number.into()),
-        Value::I16(number) => Ok(number.into()),
-        Value::U32(number) => Ok(number.into()),
-        Value::I32(number) => Ok(number.into()),
-        Value::I64(number) => Ok(number),
-        Value::U64(number) => i64::try_from(number)
-            .map_err(|_| TokenizerError(format!("{key} holds {number}, which is too large"))),
-        _ => Err(TokenizerError(format!("{key} is no integer"))),
     }
 }

@@ -12,6 +12,7 @@
 mod byte_level;
 mod folder;
 mod gguf;
+mod metadata;
 mod pretokenizer;
 mod sentencepiece;
 mod vocabulary;
