@@ -181,27 +181,29 @@ impl Scheduler {
         place
     }
 
-    /// Takes every row of a request out, waiting or running. Returns the slots that are free again.
-    pub fn cancel(&mut self, request: RequestId) -> Vec<Slot> {
+    /// Takes every row of a request out, waiting or running.
+    pub fn cancel(&mut self, request: RequestId) {
         self.waiting.remove(request);
         let slots: Vec<Slot> = self
             .running_rows_with_slot()
             .filter(|(_, running)| running.row.request == request)
             .map(|(slot, _)| slot)
             .collect();
-        for &slot in &slots {
+        for slot in slots {
             self.release(slot);
         }
-        slots
     }
 
     /// Decides the next step: who is given up, who joins, and what the pass does.
     pub fn schedule(&mut self, now: Time) -> StepPlan {
         self.step += 1;
+        let expired = self.expire(now);
+        let admit = self.admit(now);
+        let run = self.plan_pass();
         let plan = StepPlan {
-            expired: self.expire(now),
-            admit: self.admit(now),
-            run: self.plan_pass(),
+            admit,
+            run,
+            expired,
         };
         self.pass = Some(Pass {
             started: now,
@@ -313,7 +315,7 @@ impl Scheduler {
                 phase: Phase::Begin,
                 begin_done: 0,
                 iterations: 0,
-                last_step: self.step,
+                last_step: 0,
             });
             admitted.push(Admission { row, slot });
         }

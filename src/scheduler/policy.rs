@@ -1,6 +1,7 @@
 //! Who may join the running set, which compatible group steps next, and how much of a step's time
 //! goes to `Begin` work.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::batch::{BatchKey, Capacity};
@@ -70,11 +71,16 @@ pub(crate) fn release_time(
 }
 
 /// The group that has gone without a step for longest; the earliest admitted wins a tie. Each group
-/// has its turn, whatever its size.
+/// has its turn, whatever its size, and whether or not all its rows find room in each of its passes.
 pub(crate) fn next_group<'a>(running: impl Iterator<Item = &'a Running>) -> Option<BatchKey> {
-    running
-        .min_by_key(|row| (row.last_step, row.ticket))
-        .map(|row| row.key)
+    let mut groups: BTreeMap<BatchKey, (u64, u64)> = BTreeMap::new();
+    for row in running {
+        let (last_step, ticket) = groups.entry(row.key).or_insert((0, u64::MAX));
+        *last_step = row.last_step.max(*last_step);
+        *ticket = row.ticket.min(*ticket);
+    }
+    let (key, _) = groups.into_iter().min_by_key(|(_, turn)| *turn)?;
+    Some(key)
 }
 
 /// Where nobody's stream waits for it, `Begin` work may fill so many step budgets at once: larger

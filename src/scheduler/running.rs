@@ -16,7 +16,7 @@ pub(crate) struct Running {
     pub(crate) phase: Phase,
     pub(crate) begin_done: u32,
     pub(crate) iterations: u32,
-    /// Number of the last step that it was part of, or before which it was admitted.
+    /// Number of the last step that it was part of; 0 for none.
     pub(crate) last_step: u64,
 }
 

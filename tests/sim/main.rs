@@ -4,7 +4,9 @@
 //! `GIRANDOLE_SIM_SEED=n cargo test --test sim random` repeats one run of the random traffic.
 
 mod faults;
+mod log;
 mod random;
 mod rules;
 mod threaded;
+mod watched;
 mod world;

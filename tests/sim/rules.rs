@@ -307,6 +307,23 @@ fn groups_that_cannot_share_a_pass_take_turns() {
 }
 
 #[test]
+fn prompts_of_one_group_do_not_starve_another() {
+    let keyed = script(&format!("model.keys = 2\n{COSTS}"));
+    let mut world = World::new(config(12, Batching::Continuous), &keyed);
+    let stream = world.submit(job("a stream", 500));
+    world.run_until(Time::from_millis(200));
+    // Some of them are of the other group, and the budget is too small for all of them at once.
+    for i in 0..8 {
+        world.submit(job(&format!("{i} {}", "x".repeat(800)), 5));
+    }
+    world.run();
+    let times = stream.token_times();
+    let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max();
+    // One pass of its own group with prompts in it, one of the other that only has prompts.
+    assert!(longest <= Some(ms(50 + 200).mul_f64(1.1)), "{longest:?}");
+}
+
+#[test]
 fn places_and_estimates_are_told_rarely_and_come_true() {
     let mut world = World::new(config(4, Batching::Continuous), &script(COSTS));
     // Learn what a step costs first.

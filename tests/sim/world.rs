@@ -5,120 +5,23 @@
 //! turn: see [`World::check`].
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use girandole::batch::{
-    BatchKey, Capacity, Emission, FinishReason, Next, Phase, PlannedRow, RowCost, RowOutcome, Slot,
-};
+use girandole::batch::{BatchKey, Capacity, Emission, Next, Phase, PlannedRow, RowCost, Slot};
 use girandole::engine::turn::{Engine, Turn, unthreaded};
 use girandole::engine::{EngineConfig, EngineHandle, Observer, Reject, Submission};
-use girandole::events::{EventKind, EventSink, FailureKind};
+use girandole::events::EventSink;
 use girandole::job::{Job, RequestId, TextJob};
+use girandole::model::Model;
 use girandole::model::scripted::{Script, ScriptedModel};
-use girandole::model::{Admitted, Model, ModelError};
 use girandole::scheduler::{Batching, SchedulerConfig};
 use girandole::time::{Clock, ManualClock, Time};
 
-/// A log that insists on the order of events.
-#[derive(Default)]
-pub(crate) struct Log {
-    events: Mutex<Vec<(Time, EventKind)>>,
-}
-
-impl EventSink for Log {
-    fn append(&self, at: Time, kind: EventKind) {
-        let mut events = self.events.lock().unwrap();
-        let seen = |wanted: fn(&EventKind) -> bool| events.iter().any(|(_, kind)| wanted(kind));
-        let started = seen(|kind| matches!(kind, EventKind::Started));
-        assert!(
-            !seen(EventKind::is_terminal),
-            "{kind:?} after a terminal event"
-        );
-        assert!(events.last().is_none_or(|(last, _)| *last <= at));
-        match &kind {
-            EventKind::Queued { .. } => assert!(!started, "queued after it was started"),
-            EventKind::Started => assert!(!started && !events.is_empty()),
-            EventKind::Text { choice, .. } => {
-                assert!(started);
-                assert_eq!(reason(&events, *choice), None, "text of a finished choice");
-            }
-            EventKind::ChoiceFinished { choice, .. } => {
-                assert_eq!(reason(&events, *choice), None, "a choice finished twice");
-            }
-            _ => {}
-        }
-        events.push((at, kind));
-    }
-}
-
-fn reason(events: &[(Time, EventKind)], wanted: u32) -> Option<FinishReason> {
-    events.iter().find_map(|(_, kind)| match kind {
-        EventKind::ChoiceFinished { choice, reason, .. } if *choice == wanted => Some(*reason),
-        _ => None,
-    })
-}
-
-impl Log {
-    pub(crate) fn events(&self) -> Vec<EventKind> {
-        let events = self.events.lock().unwrap();
-        events.iter().map(|(_, kind)| kind.clone()).collect()
-    }
-
-    pub(crate) fn text(&self, wanted: u32) -> String {
-        let events = self.events.lock().unwrap();
-        let pieces = events.iter().filter_map(|(_, kind)| match kind {
-            EventKind::Text { choice, text, .. } if *choice == wanted => Some(text.as_str()),
-            _ => None,
-        });
-        pieces.collect()
-    }
-
-    pub(crate) fn reason(&self, choice: u32) -> Option<FinishReason> {
-        reason(&self.events.lock().unwrap(), choice)
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        let events = self.events.lock().unwrap();
-        events.last().is_some_and(|(_, kind)| kind.is_terminal())
-    }
-
-    pub(crate) fn failure(&self) -> Option<FailureKind> {
-        match &self.events.lock().unwrap().last()?.1 {
-            EventKind::Failed { failure, .. } => Some(failure.kind),
-            _ => None,
-        }
-    }
-
-    /// When the first event of this sort was written.
-    pub(crate) fn time_of(&self, wanted: fn(&EventKind) -> bool) -> Option<Time> {
-        let events = self.events.lock().unwrap();
-        events
-            .iter()
-            .find(|(_, kind)| wanted(kind))
-            .map(|(at, _)| *at)
-    }
-
-    pub(crate) fn started_at(&self) -> Option<Time> {
-        self.time_of(|kind| matches!(kind, EventKind::Started))
-    }
-
-    pub(crate) fn closed_at(&self) -> Option<Time> {
-        self.time_of(EventKind::is_terminal)
-    }
-
-    /// When each new token came.
-    pub(crate) fn token_times(&self) -> Vec<Time> {
-        let events = self.events.lock().unwrap();
-        events
-            .iter()
-            .filter(|(_, kind)| matches!(kind, EventKind::Text { .. }))
-            .map(|(at, _)| *at)
-            .collect()
-    }
-}
+use crate::log::Log;
+use crate::watched::Watched;
 
 /// A request that was taken by the engine.
 pub(crate) struct Sent {
@@ -128,11 +31,11 @@ pub(crate) struct Sent {
     pub(crate) at: Time,
     /// A cancel was sent while it was live.
     pub(crate) cancelled: bool,
-    rows_admitted: u32,
+    pub(crate) rows_admitted: u32,
 }
 
 impl Sent {
-    fn waits(&self) -> bool {
+    pub(crate) fn waits(&self) -> bool {
         self.rows_admitted < self.job.rows() && !self.log.is_closed()
     }
 }
@@ -140,7 +43,7 @@ impl Sent {
 /// One forward pass, as the model saw it.
 #[derive(Clone, Debug)]
 pub(crate) struct PassSeen {
-    turn: u64,
+    pub(crate) turn: u64,
     pub(crate) took: Duration,
     pub(crate) rows: Vec<PlannedRow>,
 }
@@ -182,8 +85,8 @@ pub(crate) struct Book {
     pub(crate) sent: Vec<(RequestId, Sent)>,
     pub(crate) refused: u32,
     /// Which row holds which slot, with its memory; and in which turn it got it.
-    slots: BTreeMap<Slot, Held>,
-    turn: u64,
+    pub(crate) slots: BTreeMap<Slot, Held>,
+    pub(crate) turn: u64,
     pub(crate) passes: Vec<PassSeen>,
     actions: VecDeque<(Time, Action)>,
     /// What the model's side found wrong. The engine contains panics in the model, so it is kept
@@ -191,10 +94,12 @@ pub(crate) struct Book {
     violations: Vec<&'static str>,
 }
 
-struct Held {
-    key: BatchKey,
-    memory_units: u32,
-    turn: u64,
+/// A slot in use.
+pub(crate) struct Held {
+    pub(crate) key: BatchKey,
+    pub(crate) memory_units: u32,
+    /// When it was taken.
+    pub(crate) turn: u64,
 }
 
 pub(crate) struct World {
@@ -498,23 +403,23 @@ impl Hand {
 }
 
 impl Book {
-    fn live(&self) -> impl Iterator<Item = &Sent> {
+    pub(crate) fn live(&self) -> impl Iterator<Item = &Sent> {
         let sent = self.sent.iter().map(|(_, sent)| sent);
         sent.filter(|sent| !sent.log.is_closed())
     }
 
-    fn insist(&mut self, holds: bool, violation: &'static str) {
+    pub(crate) fn insist(&mut self, holds: bool, violation: &'static str) {
         if !holds {
             self.violations.push(violation);
         }
     }
 
-    fn batching(&self) -> Batching {
+    pub(crate) fn batching(&self) -> Batching {
         self.config.scheduler.batching
     }
 
     /// Whether one row of a request would fit beside those that run.
-    fn fits(&self, cost: RowCost) -> bool {
+    pub(crate) fn fits(&self, cost: RowCost) -> bool {
         let used: u32 = self.slots.values().map(|held| held.memory_units).sum();
         self.slots.len() < self.capacity.slots as usize
             && used + cost.memory_units <= self.capacity.memory_units
@@ -537,101 +442,5 @@ impl Book {
             .last()
             .is_some_and(|pass| pass.turn == self.turn);
         assert!(ran || until > now, "the oldest should be running");
-    }
-}
-
-/// The scripted model, with somebody who takes notes.
-struct Watched {
-    inner: ScriptedModel,
-    clock: Arc<ManualClock>,
-    book: Rc<RefCell<Book>>,
-}
-
-impl Model for Watched {
-    fn capacity(&self) -> Capacity {
-        self.inner.capacity()
-    }
-
-    fn key(&self, job: &Job) -> BatchKey {
-        self.inner.key(job)
-    }
-
-    fn cost(&self, job: &Job) -> RowCost {
-        self.inner.cost(job)
-    }
-
-    fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
-        let (key, cost) = (self.inner.key(job), self.inner.cost(job));
-        let book = &mut *self.book.borrow_mut();
-        book.insist(book.fits(cost), "admitted without room");
-        let index = book
-            .sent
-            .iter()
-            .position(|(_, sent)| Arc::ptr_eq(&sent.job, job))
-            .expect("a request that was sent");
-        let dynamic = book.batching() == Batching::Dynamic;
-        if dynamic {
-            let mut held = book.slots.values();
-            let joins = held.all(|held| held.turn == book.turn && held.key == key);
-            book.insist(joins, "joined a running batch");
-        }
-        let overtaken = book.sent[..index]
-            .iter()
-            .any(|(_, sent)| sent.waits() && !(dynamic && self.inner.key(&sent.job) != key));
-        book.insist(!overtaken, "an earlier request still waits");
-        let next_choice = book.sent[index].1.rows_admitted;
-        book.sent[index].1.rows_admitted += 1;
-        book.insist(choice == next_choice, "rows out of order");
-        let held = Held {
-            key,
-            memory_units: cost.memory_units,
-            turn: book.turn,
-        };
-        let free = book.slots.insert(slot, held).is_none();
-        book.insist(free, "the slot is taken");
-        self.inner.admit(slot, job, choice)
-    }
-
-    fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
-        let at = self.clock.now();
-        self.check_pass(rows);
-        {
-            let book = &mut *self.book.borrow_mut();
-            book.passes.push(PassSeen {
-                turn: book.turn,
-                took: Duration::ZERO,
-                rows: rows.to_vec(),
-            });
-        }
-        let outcome = self.inner.step(rows);
-        let took = self.clock.now() - at;
-        if let Some(pass) = self.book.borrow_mut().passes.last_mut() {
-            pass.took = took;
-        }
-        outcome
-    }
-
-    fn retire(&mut self, slot: Slot) {
-        let book = &mut *self.book.borrow_mut();
-        let held = book.slots.remove(&slot).is_some();
-        book.insist(held, "retired an empty slot");
-        self.inner.retire(slot);
-    }
-}
-
-impl Watched {
-    fn check_pass(&self, rows: &[PlannedRow]) {
-        let book = &mut *self.book.borrow_mut();
-        let slots: BTreeSet<Slot> = rows.iter().map(|row| row.slot).collect();
-        book.insist(slots.len() == rows.len(), "a row twice in a pass");
-        let held = slots.iter().filter_map(|slot| book.slots.get(slot));
-        let keys: Vec<BatchKey> = held.map(|held| held.key).collect();
-        book.insist(keys.len() == rows.len(), "a row without a slot in a pass");
-        let same = keys.iter().all(|key| *key == keys[0]);
-        book.insist(same, "keys are mixed in a pass");
-        let next = book.live().find(|sent| sent.waits());
-        let could_join = next.is_some_and(|next| book.fits(self.inner.cost(&next.job)));
-        let joins = book.batching() == Batching::Continuous;
-        book.insist(!(joins && could_join), "there is room, and somebody waits");
     }
 }

@@ -41,13 +41,12 @@
 //! stall_at_step = { step = 5, millis = 2000 }
 //! ```
 
+mod script;
+
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-use serde::Deserialize;
 
 use super::text::detokenize::{Detokenizer, Piece};
 use super::text::tokenizer::TextTokenizer;
@@ -58,199 +57,13 @@ use crate::batch::{
 };
 use crate::job::{Job, TextJob};
 
+use script::load_error;
+pub use script::{CostScript, FaultScript, ModelScript, OutputKind, OutputScript, Script, Stall};
+
 /// Tokens in one memory unit, as in the paged cache of the real text models.
 const BLOCK_TOKENS: u32 = 32;
 /// The bytes and an end-of-text token.
 const VOCABULARY: u32 = 257;
-
-/// What the model does; see the module's documentation.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Script {
-    /// What it holds.
-    pub model: ModelScript,
-    /// How long it takes.
-    pub cost: CostScript,
-    /// What it says.
-    pub output: OutputScript,
-    /// How it fails.
-    #[serde(rename = "fault")]
-    pub faults: Vec<FaultScript>,
-}
-
-/// The script's `[model]`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ModelScript {
-    /// Rows at once.
-    pub slots: u32,
-    /// Prompt and new tokens of one request: the limit that the service should check.
-    pub context_tokens: u32,
-    /// Blocks of 32 tokens, for all rows together.
-    pub memory_units: u32,
-    /// So many prompt tokens are reported as found in a prefix cache.
-    pub cached_prompt_tokens: u32,
-    /// How many groups of rows there are that cannot share a pass. At least 1.
-    pub keys: u64,
-    /// Loading fails with this message.
-    pub fail_load: Option<String>,
-}
-
-impl Default for ModelScript {
-    fn default() -> Self {
-        ModelScript {
-            slots: 256,
-            context_tokens: 8192,
-            memory_units: 65_536,
-            cached_prompt_tokens: 0,
-            keys: 1,
-            fail_load: None,
-        }
-    }
-}
-
-/// The script's `[cost]`: microseconds, summed over a pass.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CostScript {
-    /// Each pass.
-    pub step_micros: u64,
-    /// Each row that decodes.
-    pub iterate_row_micros: u64,
-    /// Each prompt token.
-    pub begin_token_micros: u64,
-    /// A pass that decodes lasts at least one over this, in seconds.
-    pub tokens_per_second: Option<f64>,
-}
-
-/// What a row says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OutputKind {
-    /// Letters that depend on prompt, seed and choice, so that no two requests say the same.
-    #[default]
-    Varied,
-    /// The prompt.
-    Echo,
-    /// A given text.
-    Text,
-}
-
-/// The script's `[output]`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OutputScript {
-    /// What a row says.
-    pub kind: OutputKind,
-    /// For [`OutputKind::Text`]: said again and again.
-    pub text: Option<String>,
-    /// A row ends by itself after so many tokens at least.
-    pub at_least: Option<u32>,
-    /// And so many at most; where in between depends on prompt, seed and choice.
-    pub at_most: Option<u32>,
-}
-
-/// One `[[fault]]` of the script: one of the optional numbers is there.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FaultScript {
-    /// Only for rows whose prompt contains this.
-    pub prompt_contains: Option<String>,
-    /// The row fails instead of saying this token, counted from 1.
-    pub nan_at_token: Option<u32>,
-    /// The pass panics.
-    pub panic_at_step: Option<u64>,
-    /// The pass reports a device error.
-    pub fail_step_at: Option<u64>,
-    /// The pass reports that memory ran out.
-    pub out_of_memory_at_step: Option<u64>,
-    /// The pass takes longer.
-    pub stall_at_step: Option<Stall>,
-}
-
-/// A pass that takes longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Stall {
-    /// Which pass, from 1.
-    pub step: u64,
-    /// By how much.
-    pub millis: u64,
-}
-
-impl Script {
-    /// Reads a script.
-    ///
-    /// # Errors
-    /// Syntax errors, unknown keys, and values that contradict each other.
-    pub fn parse(toml: &str) -> Result<Self, ModelError> {
-        let script: Script =
-            toml::from_str(toml).map_err(|error| load_error(error.to_string().trim_end()))?;
-        script.check()?;
-        Ok(script)
-    }
-
-    /// Reads a script's file.
-    ///
-    /// # Errors
-    /// As [`parse`](Self::parse); or the file cannot be read.
-    pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let name = path.display();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| load_error(&format!("cannot read the script {name}: {error}")))?;
-        Script::parse(&text).map_err(|error| load_error(&format!("script {name}: {error}")))
-    }
-
-    fn check(&self) -> Result<(), ModelError> {
-        let model = &self.model;
-        if model.slots == 0 || model.memory_units == 0 || model.keys == 0 {
-            return Err(load_error(
-                "model.slots, model.memory_units and model.keys must be at least 1",
-            ));
-        }
-        if let Some(rate) = self.cost.tokens_per_second
-            && !(rate.is_finite() && rate >= 0.001)
-        {
-            return Err(load_error("cost.tokens_per_second must be at least 0.001"));
-        }
-        let output = &self.output;
-        let has_text = output.text.as_ref().is_some_and(|text| !text.is_empty());
-        if (output.kind == OutputKind::Text) != has_text {
-            return Err(load_error(
-                "output.text goes with output.kind = \"text\", and must not be empty",
-            ));
-        }
-        match (output.at_least, output.at_most) {
-            (None, None) => {}
-            (at_least, Some(at_most)) if at_least.unwrap_or(1).max(1) <= at_most => {}
-            _ => {
-                return Err(load_error(
-                    "output.at_least must not be above output.at_most",
-                ));
-            }
-        }
-        for fault in &self.faults {
-            let kinds = [
-                fault.nan_at_token.is_some(),
-                fault.panic_at_step.is_some(),
-                fault.fail_step_at.is_some(),
-                fault.out_of_memory_at_step.is_some(),
-                fault.stall_at_step.is_some(),
-            ];
-            if kinds.iter().filter(|&&there| there).count() != 1 {
-                return Err(load_error(
-                    "each fault has one of nan_at_token, panic_at_step, fail_step_at, \
-                     out_of_memory_at_step, stall_at_step",
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn load_error(message: &str) -> ModelError {
-    ModelError::Load(message.to_owned())
-}
 
 /// How the model spends time: it sleeps in the service, and moves a clock in a simulation.
 pub type Pause = Box<dyn FnMut(Duration)>;
@@ -630,6 +443,8 @@ fn fingerprint(value: &impl Hash) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn model(toml: &str) -> ScriptedModel {

@@ -1,0 +1,112 @@
+//! The scripted model under observation: what it is told must follow the rules.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use girandole::batch::{BatchKey, Capacity, PlannedRow, RowCost, RowOutcome, Slot};
+use girandole::job::Job;
+use girandole::model::scripted::ScriptedModel;
+use girandole::model::{Admitted, Model, ModelError};
+use girandole::scheduler::Batching;
+use girandole::time::{Clock, ManualClock};
+
+use crate::world::{Book, Held, PassSeen};
+
+/// The scripted model, with somebody who takes notes.
+pub(crate) struct Watched {
+    pub(crate) inner: ScriptedModel,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) book: Rc<RefCell<Book>>,
+}
+
+impl Model for Watched {
+    fn capacity(&self) -> Capacity {
+        self.inner.capacity()
+    }
+
+    fn key(&self, job: &Job) -> BatchKey {
+        self.inner.key(job)
+    }
+
+    fn cost(&self, job: &Job) -> RowCost {
+        self.inner.cost(job)
+    }
+
+    fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
+        let (key, cost) = (self.inner.key(job), self.inner.cost(job));
+        let book = &mut *self.book.borrow_mut();
+        book.insist(book.fits(cost), "admitted without room");
+        let index = book
+            .sent
+            .iter()
+            .position(|(_, sent)| Arc::ptr_eq(&sent.job, job))
+            .expect("a request that was sent");
+        let dynamic = book.batching() == Batching::Dynamic;
+        if dynamic {
+            let mut held = book.slots.values();
+            let joins = held.all(|held| held.turn == book.turn && held.key == key);
+            book.insist(joins, "joined a running batch");
+        }
+        let overtaken = book.sent[..index]
+            .iter()
+            .any(|(_, sent)| sent.waits() && !(dynamic && self.inner.key(&sent.job) != key));
+        book.insist(!overtaken, "an earlier request still waits");
+        let next_choice = book.sent[index].1.rows_admitted;
+        book.sent[index].1.rows_admitted += 1;
+        book.insist(choice == next_choice, "rows out of order");
+        let held = Held {
+            key,
+            memory_units: cost.memory_units,
+            turn: book.turn,
+        };
+        let free = book.slots.insert(slot, held).is_none();
+        book.insist(free, "the slot is taken");
+        self.inner.admit(slot, job, choice)
+    }
+
+    fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
+        let at = self.clock.now();
+        self.check_pass(rows);
+        {
+            let book = &mut *self.book.borrow_mut();
+            book.passes.push(PassSeen {
+                turn: book.turn,
+                took: Duration::ZERO,
+                rows: rows.to_vec(),
+            });
+        }
+        let outcome = self.inner.step(rows);
+        let took = self.clock.now() - at;
+        if let Some(pass) = self.book.borrow_mut().passes.last_mut() {
+            pass.took = took;
+        }
+        outcome
+    }
+
+    fn retire(&mut self, slot: Slot) {
+        let book = &mut *self.book.borrow_mut();
+        let held = book.slots.remove(&slot).is_some();
+        book.insist(held, "retired an empty slot");
+        self.inner.retire(slot);
+    }
+}
+
+impl Watched {
+    fn check_pass(&self, rows: &[PlannedRow]) {
+        let book = &mut *self.book.borrow_mut();
+        let slots: BTreeSet<Slot> = rows.iter().map(|row| row.slot).collect();
+        book.insist(slots.len() == rows.len(), "a row twice in a pass");
+        let held = slots.iter().filter_map(|slot| book.slots.get(slot));
+        let keys: Vec<BatchKey> = held.map(|held| held.key).collect();
+        book.insist(keys.len() == rows.len(), "a row without a slot in a pass");
+        let same = keys.iter().all(|key| *key == keys[0]);
+        book.insist(same, "keys are mixed in a pass");
+        let next = book.live().find(|sent| sent.waits());
+        let could_join = next.is_some_and(|next| book.fits(self.inner.cost(&next.job)));
+        let joins = book.batching() == Batching::Continuous;
+        book.insist(!(joins && could_join), "there is room, and somebody waits");
+    }
+}
