@@ -242,8 +242,8 @@ fn resolve_model(
             kv_dtype: float_type(values, "kv_dtype")?,
             dtype: float_type(values, "dtype")?,
         },
+        limits: limits(values, &engine)?,
         engine,
-        limits: limits(values)?,
         default_max_tokens: values.optional_number("default_max_tokens", 1..=MAX_TOKENS)?,
         model,
     })
@@ -294,14 +294,21 @@ fn engine(values: &Values) -> Result<EngineConfig, ConfigError> {
     })
 }
 
-fn limits(values: &Values) -> Result<TextLimits, ConfigError> {
+/// What one request may ask for: never more rows than the engine could ever hold.
+fn limits(values: &Values, engine: &EngineConfig) -> Result<TextLimits, ConfigError> {
+    let places = engine
+        .scheduler
+        .batch_size
+        .saturating_add(engine.max_queued_requests);
     let max_temperature: f32 = values.parsed("max_temperature", TEMPERATURE)?;
     if !(0.0..=100.0).contains(&max_temperature) {
         let text = values.text("max_temperature").unwrap_or_default();
         return Err(values.refuse("max_temperature", text, TEMPERATURE));
     }
     Ok(TextLimits {
-        max_choices: values.number("max_choices", 1..=MAX_ROWS)?,
+        max_choices: values
+            .number::<u32>("max_choices", 1..=MAX_ROWS)?
+            .min(places),
         max_prompts: values.number("max_prompts", 1..=MAX_ROWS)?,
         max_prompt_bytes: values.number("max_prompt_bytes", 1..=1 << 30)?,
         max_messages: values.number("max_messages", 1..=MAX_COUNT)?,
@@ -432,6 +439,17 @@ mod tests {
         assert_eq!(batch_size("", table, &[]), 5);
         assert_eq!(batch_size("", table, &variable), 3);
         assert_eq!(batch_size("--model smollm2-135m-instruct", table, &[]), 5);
+    }
+
+    #[test]
+    fn a_request_may_not_ask_for_more_rows_than_the_engine_holds() {
+        let choices = |line: &str| {
+            let config = resolve(line, "", &[]).unwrap();
+            config.models[0].limits.max_choices
+        };
+        assert_eq!(choices(""), 32);
+        assert_eq!(choices("--batch-size 2 --max-queued-requests 3"), 5);
+        assert_eq!(choices("--max-choices 4"), 4);
     }
 
     #[test]

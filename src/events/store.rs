@@ -56,18 +56,14 @@ pub struct SharedLog {
 impl SharedLog {
     /// Every event from number `seq` on, in order.
     pub fn read_from(&self, seq: u64) -> Vec<Event> {
-        let mut events = Vec::new();
-        let mut next = seq;
-        loop {
-            let log = lock(&self.log);
-            let rest = log.read_from(next);
-            let batch = &rest[..rest.len().min(EVENTS_PER_LOCK)];
-            events.extend_from_slice(batch);
-            let Some(last) = batch.last() else {
-                return events;
-            };
-            next = last.seq + 1;
+        let mut events = lock(&self.log).read_from(seq, EVENTS_PER_LOCK);
+        while let Some(last) = events.last()
+            && last.seq < self.last_seq()
+        {
+            let next = last.seq + 1;
+            events.append(&mut lock(&self.log).read_from(next, EVENTS_PER_LOCK));
         }
+        events
     }
 
     /// The number of the newest event; 0 for none.
