@@ -32,7 +32,8 @@ use girandole::shutdown::{Signals, on_signals};
 use girandole::telemetry::{Metrics, start_logging};
 use girandole::time::{Clock, RealClock};
 
-/// How long connections may take for what they have left to send when the engines have stopped.
+/// How long connections may take at least for what they have left to send when the engines have
+/// stopped, however late that is.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// For scripted and random models, which have nothing to say anyway: enough to chat with.
@@ -247,10 +248,11 @@ async fn listen_and_serve(
     let (drained, all_stopped) = oneshot::channel();
     let stop = async {
         // The other end is dropped only when the service is being stopped anyway.
-        let _ = all_stopped.await;
+        let left: Duration = all_stopped.await.unwrap_or_default();
+        left.max(LINGER)
     };
     tokio::select! {
-        () = serve(listener, state, stop, LINGER) => Ok(()),
+        () = serve(listener, state, stop) => Ok(()),
         () = on_signals(signals, &engines, clock.as_ref(), config.drain_timeout, drained) => Ok(()),
         failure = first_load_failure(&engines) => Err(failure),
     }

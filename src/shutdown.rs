@@ -54,14 +54,15 @@ impl Signals {
     }
 }
 
-/// Waits for a signal, drains the engines, and says so through `drained` when all have stopped.
+/// Waits for a signal, drains the engines, and says through `drained` when all have stopped, and how
+/// much of the drain's time is left for readers.
 /// Returns only on a second signal: then there is no more waiting for anything.
 pub async fn on_signals(
     mut signals: Signals,
     engines: &[EngineHandle],
     clock: &dyn Clock,
     drain_timeout: Duration,
-    drained: oneshot::Sender<()>,
+    drained: oneshot::Sender<Duration>,
 ) {
     let signal = signals.next().await;
     let running: u32 = engines
@@ -82,7 +83,7 @@ pub async fn on_signals(
         join_all(engines.iter().map(EngineHandle::until_stopped)).await;
         tracing::info!("every engine has stopped");
         // Nobody listens only if the service has already ended.
-        let _ = drained.send(());
+        let _ = drained.send(deadline - clock.now());
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, Any as AnyHeader, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tracing::{Instrument, field};
 use uuid::Uuid;
 
@@ -115,10 +115,12 @@ fn cors(config: &EdgeConfig) -> Option<CorsLayer> {
         CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST, Method::DELETE])
-            .allow_headers(AnyHeader)
+            // Not "*": that leaves `Authorization` out.
+            .allow_headers(AllowHeaders::mirror_request())
             .expose_headers([
                 axum::http::HeaderName::from_static(REQUEST_ID),
                 axum::http::header::RETRY_AFTER,
+                axum::http::header::LOCATION,
             ]),
     )
 }

@@ -4,6 +4,7 @@
 //! request's log; see [`sse`] for streams. No handler knows a scheduler or a tensor.
 
 pub mod auth;
+mod blocking;
 mod body;
 pub mod error;
 mod layers;

@@ -1,6 +1,7 @@
 //! What the edge knows of each request whose log is kept: its model, its owner, who reads it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -34,9 +35,20 @@ pub struct Request {
     pub openai: Option<StreamShape>,
     /// Who reads it.
     pub(super) readers: Readers,
+    /// The service ended it before its client had the answer: nobody read it, or it was one of
+    /// several prompts of which another was refused. Its idempotency key is free again.
+    pub(super) given_up: AtomicBool,
 }
 
 impl Request {
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
     /// Says that somebody reads this request, until the guard is dropped. Held by streams, by long
     /// polls and by handlers that wait for the end.
     pub fn reader(self: &Arc<Self>) -> Reader {
@@ -128,6 +140,7 @@ pub(super) async fn abandon_when_unread(
         () = log.until_closed() => {}
         () = wait => {
             tracing::info!(id = %request.id, "abandoned: nobody has read it for the grace time");
+            request.give_up();
             request.model.engine.abandon(request.id);
         }
     }
@@ -175,6 +188,12 @@ pub(super) enum Claim {
 }
 
 impl Requests {
+    /// Drops what is kept for logs that are gone. The service calls it now and then; insertions do
+    /// when there is a lot of it.
+    pub(super) fn sweep(&self) {
+        lock(&self.entries).prune();
+    }
+
     /// The request of this id, if it is the caller's.
     pub fn get(&self, id: RequestId, caller: &Caller) -> Option<Arc<Request>> {
         let entries = lock(&self.entries);
@@ -206,7 +225,7 @@ impl Requests {
         if let Some(known) = entries.by_key.get(&scoped) {
             let kept = known
                 .id
-                .is_none_or(|id| entries.by_id.get(&id).is_some_and(Entry::is_kept));
+                .is_none_or(|id| entries.by_id.get(&id).is_some_and(Entry::answers_its_key));
             match (kept, known.id) {
                 (false, _) => {}
                 _ if known.fingerprint != fingerprint => return Claim::Mismatch,
@@ -242,6 +261,10 @@ impl Entries {
 impl Entry {
     fn is_kept(&self) -> bool {
         self.log.strong_count() > 0
+    }
+
+    fn answers_its_key(&self) -> bool {
+        self.is_kept() && !self.request.is_given_up()
     }
 }
 

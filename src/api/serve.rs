@@ -31,15 +31,14 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// Serves `listener` until `stop` is done; then takes no new connection, lets open ones finish the
-/// answer they are at, and closes what is left after `linger`.
+/// answer they are at, and closes what is left after the time that `stop` said.
 ///
 /// Draining comes before: while the engines drain, new submissions are answered with 503 and open
 /// streams go on, so `stop` should be done only when the engines have stopped.
 pub async fn serve(
     listener: TcpListener,
     state: Arc<AppState>,
-    stop: impl Future<Output = ()>,
-    linger: Duration,
+    stop: impl Future<Output = Duration>,
 ) {
     let room = Arc::new(Semaphore::new(state.config.max_connections));
     let (stopping, stop_seen) = watch::channel(false);
@@ -48,21 +47,22 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     let mut stop = std::pin::pin!(stop);
-    loop {
+    let linger = loop {
         let (socket, place) = tokio::select! {
-            () = &mut stop => break,
+            linger = &mut stop => break linger,
             next = accept(&listener, &room) => next,
             // Ended tasks are collected as they end, so the set is no larger than the room.
             Some(_) = connections.join_next() => continue,
             _ = sweep.tick() => {
                 state.store.sweep();
+                state.requests.sweep();
                 continue;
             }
         };
         let socket = TokioIo::new(PatientSocket::new(socket, MAX_WRITE_STALL));
         let connection = http.serve_connection(socket, service.clone());
         connections.spawn(run(connection, stop_seen.clone(), place));
-    }
+    };
     drop(listener);
     stopping.send_replace(true);
     let all_ended = async { while connections.join_next().await.is_some() {} };

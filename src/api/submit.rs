@@ -1,6 +1,7 @@
 //! The one way in: every dialect's requests are admitted here.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
@@ -8,6 +9,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::auth::Caller;
+use super::blocking::on_blocking_pool;
 use super::error::ApiError;
 use super::openai::StreamShape;
 use super::requests::{Claim, KeyClaim, Readers, Request, abandon_when_unread};
@@ -15,7 +17,7 @@ use super::{AppState, ServedModel};
 use crate::engine::{Permit, Submission};
 use crate::events::EventSink;
 use crate::events::store::{Lookup, SharedLog};
-use crate::intake::TextDraft;
+use crate::intake::{Invalid, TextDraft};
 use crate::job::{Job, RequestId, TextJob};
 use crate::time::Clock;
 
@@ -141,6 +143,7 @@ pub async fn submit(
         logprobs,
         openai: options.openai,
         readers: Readers::none_yet(Arc::clone(&state.clock)),
+        given_up: AtomicBool::new(false),
     });
     let job = Arc::new(Job::Text(job));
     let log = state.store.open(id);
@@ -184,12 +187,12 @@ async fn admit(model: &Arc<ServedModel>, draft: TextDraft) -> Result<(TextJob, P
     let estimate = model.intake.estimated_prompt_tokens(&draft);
     let mut permit = model.engine.reserve(rows, estimate)?;
     let model = Arc::clone(model);
-    let made = tokio::task::spawn_blocking(move || {
+    on_blocking_pool(move || {
         let job = model.intake.job(draft)?;
         permit.settle(job.prompt.len() as u64);
-        Ok((job, permit))
-    });
-    made.await.unwrap_or_else(|_| Err(ApiError::internal()))
+        Ok::<_, Invalid>((job, permit))
+    })
+    .await
 }
 
 enum Claimed {

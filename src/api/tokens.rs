@@ -9,17 +9,13 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::Serialize;
-use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
+use super::blocking::on_blocking_pool;
 use super::error::{ApiError, OpenAiError};
 use super::openai::read_chat;
 use super::{AppState, ServedModel};
 use crate::intake::{ChatPrompt, Fields, Invalid, InvalidKind, Prompt, TextIntake};
-
-/// Calls that are worked on at once: tokenizing a prompt of some megabytes takes seconds, and must
-/// not take every core from the requests.
-static MAX_CONCURRENT_CALLS: Semaphore = Semaphore::const_new(2);
 
 /// The routes of this file.
 pub fn routes() -> Router<Arc<AppState>> {
@@ -74,9 +70,10 @@ pub(super) async fn tokenize(
     let add_special = fields.boolean("add_special_tokens")?;
     let with_texts = fields.boolean("return_token_strs")?.unwrap_or(false);
     fields.finish()?;
-    let reply = on_blocking_pool(model, move |intake| {
+    let reply = on_blocking_pool(move || {
+        let intake = &model.intake;
         let tokens = intake.tokenize(&prompt, add_special)?;
-        Ok(TokenizeReply {
+        Ok::<_, Invalid>(TokenizeReply {
             count: tokens.len(),
             max_model_len: intake.max_context,
             token_strs: with_texts.then(|| token_texts(intake, &tokens)),
@@ -113,13 +110,14 @@ pub(super) async fn detokenize(
         .counts("tokens")?
         .ok_or_else(|| Invalid::new(InvalidKind::Missing, "tokens", "is required"))?;
     fields.finish()?;
-    let reply = on_blocking_pool(model, move |intake| {
+    let reply = on_blocking_pool(move || {
+        let intake = &model.intake;
         let tokens: Vec<u32> = tokens
             .iter()
             .map(|&id| u32::try_from(id).unwrap_or(u32::MAX))
             .collect();
         let prompt = intake.detokenize("tokens", &tokens)?;
-        Ok(PromptReply { prompt })
+        Ok::<_, Invalid>(PromptReply { prompt })
     });
     Ok(Json(reply.await?))
 }
@@ -144,9 +142,10 @@ pub(super) async fn apply_template(
         .ok_or_else(|| Invalid::new(InvalidKind::Missing, "messages", "is required"))?;
     let chat: ChatPrompt = read_chat(messages, &mut fields)?;
     fields.finish()?;
-    let reply = on_blocking_pool(model, move |intake| {
+    let reply = on_blocking_pool(move || {
+        let intake = &model.intake;
         let prompt = intake.render(&chat)?;
-        Ok(PromptReply { prompt })
+        Ok::<_, Invalid>(PromptReply { prompt })
     });
     Ok(Json(reply.await?))
 }
@@ -156,16 +155,4 @@ fn parse(state: &AppState, body: &[u8]) -> Result<(Arc<ServedModel>, Fields), Ap
     let mut fields = Fields::parse(body)?;
     let name = fields.string("model")?;
     Ok((Arc::clone(state.model(name.as_deref())?), fields))
-}
-
-async fn on_blocking_pool<T: Send + 'static>(
-    model: Arc<ServedModel>,
-    work: impl FnOnce(&TextIntake) -> Result<T, Invalid> + Send + 'static,
-) -> Result<T, ApiError> {
-    let _permit = MAX_CONCURRENT_CALLS
-        .acquire()
-        .await
-        .expect("the semaphore is never closed");
-    let result = tokio::task::spawn_blocking(move || work(&model.intake)).await;
-    Ok(result.map_err(|_| ApiError::internal())??)
 }

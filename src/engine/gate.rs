@@ -40,6 +40,10 @@ impl Gate {
         }
     }
 
+    pub(super) fn max_rows(&self) -> u32 {
+        self.max_rows
+    }
+
     /// Takes a place, or says which limit is in the way.
     pub(super) fn reserve(
         self: &Arc<Self>,
@@ -47,7 +51,8 @@ impl Gate {
         tokens: u64,
         now: Time,
     ) -> Result<Permit, Reject> {
-        self.rows
+        let taken = self
+            .rows
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
                 taken.checked_add(rows).filter(|&sum| sum <= self.max_rows)
             })
@@ -59,6 +64,10 @@ impl Gate {
                     retry_after: self.retry_after(now, over as f64),
                 }
             })?;
+        if taken == 0 {
+            // The rate is that of a busy engine: what ended before a pause says nothing of it.
+            self.forget_ends();
+        }
         let mut permit = Permit {
             gate: Arc::clone(self),
             rows,
@@ -89,6 +98,11 @@ impl Gate {
         };
         let wait = Duration::try_from_secs_f64(places * seconds_per_end).unwrap_or(Duration::MAX);
         wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER)
+    }
+
+    fn forget_ends(&self) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.clear();
     }
 
     /// A request has ended.

@@ -111,6 +111,11 @@ impl EngineHandle {
         self.until(|state| *state != EngineState::Loading).await
     }
 
+    /// Rows that may be in the engine at once, waiting or running.
+    pub fn max_rows(&self) -> u32 {
+        self.shared().gate.max_rows()
+    }
+
     /// Takes a place for a request of `rows` rows, before its prompt is tokenized.
     ///
     /// # Errors

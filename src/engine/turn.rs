@@ -85,7 +85,7 @@ impl Engine {
     /// Reads the mail, runs at most one forward pass, and writes down what came of it.
     pub fn turn(&mut self, clock: &dyn Clock) -> Turn {
         let now = clock.now();
-        let drain = self.read_mail(now);
+        let mut drain = self.read_mail(now);
         if drain.is_some_and(|deadline| deadline <= now) {
             self.fail_all(now, FailureKind::Shutdown, "the service was stopped");
         }
@@ -93,7 +93,7 @@ impl Engine {
         self.give_up_expired(now, &plan);
         self.admit(now, &mut plan);
         if !plan.run.is_empty() {
-            self.run_pass(clock, now, &plan.run);
+            drain = self.run_pass(clock, now, &plan.run);
         }
         let now = clock.now();
         self.tell_places(now);
@@ -112,7 +112,8 @@ impl Engine {
         }
     }
 
-    /// Takes submissions, applies cancels; says by when to be drained, if that was asked for.
+    /// Takes submissions, applies cancels; says by when to be drained, if that was ever asked for.
+    #[must_use = "a drain that is not heeded leaves the engine waiting for ever"]
     fn read_mail(&mut self, now: Time) -> Option<Time> {
         let Mail {
             submissions,
@@ -217,7 +218,9 @@ impl Engine {
             .retain(|planned| self.rows[planned.slot.index()].is_some());
     }
 
-    fn run_pass(&mut self, clock: &dyn Clock, started: Time, run: &[PlannedRow]) {
+    /// Runs the pass and writes down what came of it. Mail that came meanwhile is read before, so that
+    /// a cancelled row says nothing more; the answer is [`Engine::read_mail`]'s.
+    fn run_pass(&mut self, clock: &dyn Clock, started: Time, run: &[PlannedRow]) -> Option<Time> {
         self.steps += 1;
         let outcome = {
             let _span = tracing::debug_span!(
@@ -231,7 +234,7 @@ impl Engine {
             contain(|| self.model.step(run))
         };
         let now = clock.now();
-        self.read_mail(now);
+        let drain = self.read_mail(now);
         match outcome {
             Ok(outcomes) => self.move_on(now, run, outcomes),
             Err(error) => self.fail_pass(now, run, &error),
@@ -239,6 +242,7 @@ impl Engine {
         self.shared
             .observer
             .step(&self.shared.model, &step_report(started, now, run));
+        drain
     }
 
     /// Writes down what each row said, and frees those that are done.

@@ -194,10 +194,11 @@ fn fit(
         None => {
             let default = draft.default_max_tokens.or(intake.defaults.max_tokens);
             let limit = intake.limits.max_new_tokens;
-            let most = default.unwrap_or(u32::MAX).min(limit.unwrap_or(u32::MAX));
-            // `min_tokens` without `max_tokens` asks for that many, whatever the default.
+            // `min_tokens` without `max_tokens` asks for that many, whatever the default; but the
+            // limit stands above it.
             let least = draft.min_tokens.map_or(1, |least| least as u32).max(1);
-            Ok(room.min(most.max(least)))
+            let most = default.unwrap_or(u32::MAX).max(least);
+            Ok(room.min(most).min(limit.unwrap_or(u32::MAX)))
         }
     }
 }

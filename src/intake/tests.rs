@@ -253,6 +253,13 @@ fn new_tokens_fill_what_the_context_leaves() {
             .message,
         "max_tokens must be between 1 and 20"
     );
+    assert_eq!(cap(json!({"min_tokens": 20})), Ok(20));
+    assert_eq!(
+        cap(json!({"min_tokens": 21}))
+            .expect_err("above the cap")
+            .field,
+        "min_tokens"
+    );
 }
 
 #[test]

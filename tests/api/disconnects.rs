@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use girandole::api::EdgeConfig;
 use girandole::api::native::wire::{State, Status, SubmitBody};
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -58,6 +59,24 @@ async fn a_request_that_nobody_reads_is_given_up_and_no_other() {
     let status = service.client.status(&detached, Duration::ZERO).await;
     assert_eq!(status.unwrap().choices[0].text, said(200));
     service.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abandoned_request_gives_its_idempotency_key_back() {
+    let service = service().await;
+    let post = async || {
+        let call = service.client.call(Method::POST, "/api/v1/requests");
+        let call = call.header("Idempotency-Key", "one");
+        let response = call.json(&body("Unread", 4_000)).send().await.unwrap();
+        let replayed = response.headers().contains_key("idempotent-replayed");
+        let answer: Value = response.json().await.unwrap();
+        (replayed, answer["id"].clone())
+    };
+    let (_, first) = post().await;
+    assert_eq!(post().await, (true, first.clone()));
+    tokio::time::sleep(3 * GRACE).await;
+    let (replayed, second) = post().await;
+    assert!(!replayed && second != first);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -164,13 +164,9 @@ impl Service {
         let (stop, stopped) = oneshot::channel();
         let stopped = async move {
             let _ = stopped.await;
+            Duration::from_secs(5)
         };
-        let server = tokio::spawn(serve(
-            listener,
-            Arc::clone(&state),
-            stopped,
-            Duration::from_secs(5),
-        ));
+        let server = tokio::spawn(serve(listener, Arc::clone(&state), stopped));
         Service {
             client: Client::new(format!("http://{address}")),
             address,

@@ -417,15 +417,35 @@ async fn more_than_the_queue_takes() {
     assert!((1..=60).contains(&seconds), "{seconds}");
 }
 
+#[tokio::test]
+async fn more_than_the_queue_could_ever_take() {
+    let service = Service::start(SLOW).await;
+    let fields = json!({"prompt": ["a", "b", "c"], "n": 6, "max_tokens": 1});
+    let reply = service
+        .post(COMPLETIONS, body(COMPLETIONS, &fields).to_string())
+        .await;
+    assert_eq!(
+        (reply.status, &reply.body["error"]["param"]),
+        (400, &json!("prompt"))
+    );
+}
+
 /// With several prompts, those that were taken before the queue was full are given up again.
 #[tokio::test]
 async fn a_call_that_is_taken_in_part_is_given_up_as_a_whole() {
     let service = Service::start(SLOW).await;
-    let fields = json!({"prompt": ["a", "b", "c"], "n": 6, "max_tokens": 300});
-    let reply = service
-        .post(COMPLETIONS, body(COMPLETIONS, &fields).to_string())
-        .await;
-    assert_eq!(reply.status, 429);
+    let post = async |fields: Value| {
+        let fields = body(COMPLETIONS, &fields).to_string();
+        service.post(COMPLETIONS, fields).await
+    };
+    // The engine takes 16 rows: 6, and then 6 of 12.
+    let earlier = post(json!({"n": 6, "max_tokens": 10}));
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        post(json!({"prompt": ["a", "b"], "n": 6, "max_tokens": 300})).await
+    };
+    let (earlier, later) = tokio::join!(earlier, later);
+    assert_eq!((earlier.status, later.status), (200, 429));
     // At 20 tokens a second they would keep the engine busy for 15 s; a cancel takes one step.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let fields = json!({"n": 6, "max_tokens": 1});

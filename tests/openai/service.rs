@@ -132,12 +132,7 @@ impl Service {
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let base = format!("http://{}", listener.local_addr().expect("it is bound"));
-        tokio::spawn(serve(
-            listener,
-            state,
-            std::future::pending(),
-            Duration::ZERO,
-        ));
+        tokio::spawn(serve(listener, state, std::future::pending()));
         Service {
             base,
             client: reqwest::Client::new(),

@@ -270,6 +270,19 @@ fn a_drained_engine_finishes_what_it_has() {
 }
 
 #[test]
+fn a_drain_is_heeded_whenever_it_comes() {
+    // Within the last pass above all: nothing wakes the engine after that.
+    for at in 0..60 {
+        let mut world = World::new(config(2, Batching::Continuous), &script(COSTS));
+        let log = world.submit(job("hello", 5));
+        world.at(Time::from_millis(at), Action::Drain);
+        assert_eq!(world.run(), Turn::Stopped, "drained at {at} ms");
+        assert_eq!(log.reason(0), Some(FinishReason::Length));
+        assert!(world.now() <= Time::from_millis(60));
+    }
+}
+
+#[test]
 fn what_is_left_at_the_drain_deadline_is_shut_down() {
     let mut world = World::new(config(2, Batching::Continuous), &script(COSTS));
     let logs = [10, 5_000, 5_000].map(|length| world.submit(job("hello", length)));

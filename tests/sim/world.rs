@@ -73,6 +73,7 @@ pub(crate) enum Action {
     Abandon {
         back: usize,
     },
+    Drain,
 }
 
 /// What the model's side and the client's side share.
@@ -225,25 +226,28 @@ impl World {
     }
 
     /// Turns, and moves the time on when nothing is due, until nothing is left to do.
-    pub(crate) fn run(&mut self) {
-        self.run_until(Time::FAR_FUTURE);
+    pub(crate) fn run(&mut self) -> Turn {
+        self.run_until(Time::FAR_FUTURE)
     }
 
-    /// As [`run`](Self::run), no further than to `end` (a pass may reach beyond).
-    pub(crate) fn run_until(&mut self, end: Time) {
+    /// As [`run`](Self::run), no further than to `end` (a pass may reach beyond). Returns what the
+    /// last turn said.
+    pub(crate) fn run_until(&mut self, end: Time) -> Turn {
+        let mut turn = Turn::Again;
         while self.now() < end {
-            let turn = self.turn();
+            turn = self.turn();
             let action = self.book.borrow().actions.front().map(|(time, _)| *time);
             let until = match (turn, action) {
                 (Turn::Again, _) => continue,
                 (Turn::Sleep(until), action) => until.min(action.unwrap_or(until)),
                 (Turn::Idle, Some(action)) => action,
-                (Turn::Idle, None) if end == Time::FAR_FUTURE => return,
+                (Turn::Idle, None) if end == Time::FAR_FUTURE => return turn,
                 (Turn::Idle, None) => end,
-                (Turn::Stopped, _) => return,
+                (Turn::Stopped, _) => return turn,
             };
             self.clock.advance_to(until.min(end));
         }
+        turn
     }
 
     /// What holds after every turn.
@@ -352,6 +356,7 @@ impl Hand {
                         handle.cancel(id);
                     }
                 }
+                Action::Drain => handle.drain(Time::FAR_FUTURE),
                 Action::Abandon { back } => {
                     if let Some(id) = self.mark_cancelled(back) {
                         handle.abandon(id);

@@ -124,6 +124,15 @@ fn part_text(place: &str, mut part: Value) -> Result<String, Invalid> {
         }
         None => return Err(Invalid::value(place, "must be an object with a type")),
     }
+    let known = |key: &String, value: &Value| key == "type" || key == "text" || value.is_null();
+    let fields = part.as_object().into_iter().flatten();
+    if let Some((key, _)) = fields.into_iter().find(|(key, value)| !known(key, value)) {
+        return Err(Invalid::new(
+            InvalidKind::Unknown,
+            format!("{place}.{key}"),
+            "is not a field of a text part",
+        ));
+    }
     match part.get_mut("text").map(Value::take) {
         Some(Value::String(text)) => Ok(text),
         _ => Err(Invalid::value(format!("{place}.text"), "must be a string")),
@@ -172,6 +181,10 @@ mod tests {
                     json!([{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]),
                 ),
                 "messages[0].content[1].type",
+            ),
+            (
+                user(json!([{"type": "text", "text": "x", "cache_control": {}}])),
+                "messages[0].content[0].cache_control",
             ),
             (
                 user(json!([{"type": "text"}])),

@@ -11,6 +11,7 @@ use super::reply::{Answer, Echo, Endpoint, Head, StreamShape, chat_reply, comple
 use super::request::Call;
 use super::stream::{ChunkDialect, cancelled};
 use crate::api::auth::Caller;
+use crate::api::blocking::on_blocking_pool;
 use crate::api::error::{ApiError, ErrorShape, OpenAiError};
 use crate::api::layers::REQUEST_ID;
 use crate::api::submit::{Accepted, Idempotency, OnDisconnect, SubmitOptions, submit};
@@ -81,12 +82,15 @@ pub(super) async fn respond(
     client: Client,
 ) -> Result<Response, OpenAiError> {
     let drafts = std::mem::take(&mut call.drafts);
+    check_places(model, &drafts)?;
     let mut accepted = Vec::with_capacity(drafts.len());
     for (index, draft) in drafts.into_iter().enumerate() {
         match submit_one(state, model, endpoint, &call, &client, index, draft).await {
             Ok(one) => accepted.push(one),
             Err(error) => {
-                for earlier in &accepted {
+                // Those that a key led to belong to an earlier call.
+                for earlier in accepted.iter().filter(|earlier| earlier.job.is_some()) {
+                    earlier.request.give_up();
                     model.engine.cancel(earlier.request.id);
                 }
                 return Err(error.into());
@@ -105,6 +109,28 @@ pub(super) async fn respond(
         Err(error) => error.into_response_as(ErrorShape::OpenAi),
     };
     Ok(with_id(response, id))
+}
+
+/// All prompts of a call run at once, so they must be able to.
+///
+/// # Errors
+/// 400: together they have more rows than the engine ever holds; a 429 would come for ever.
+fn check_places(model: &ServedModel, drafts: &[TextDraft]) -> Result<(), Invalid> {
+    let places = model.engine.max_rows();
+    let mut rows = 0;
+    for draft in drafts {
+        rows += u64::from(model.intake.rows(draft)?);
+    }
+    if rows > u64::from(places) {
+        return Err(Invalid::value(
+            "prompt",
+            format!(
+                "asks for {rows} rows in all; at most {places} are held at once \
+                 (batch_size and max_queued_requests)"
+            ),
+        ));
+    }
+    Ok(())
 }
 
 async fn submit_one(
@@ -135,8 +161,7 @@ async fn submit_one(
 async fn echo(model: &Arc<ServedModel>, draft: &TextDraft) -> Result<Echo, ApiError> {
     let model = Arc::clone(model);
     let draft = draft.clone();
-    let echo = tokio::task::spawn_blocking(move || echo_of(&model.intake, &draft));
-    Ok(echo.await.map_err(|_| ApiError::internal())??)
+    on_blocking_pool(move || echo_of(&model.intake, &draft)).await
 }
 
 fn echo_of(intake: &TextIntake, draft: &TextDraft) -> Result<Echo, Invalid> {

@@ -13,6 +13,8 @@ use super::rope::RopeConfig;
 /// The largest width, depth or vocabulary that a configuration may claim. Real models stay far
 /// below; a damaged file should not make the loader reserve the machine's memory.
 const MAX_DIMENSION: usize = 1 << 24;
+/// The most elements that one of its matrices may have.
+const MAX_ELEMENTS: usize = 1 << 40;
 
 /// A configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -185,6 +187,7 @@ impl DecoderConfig {
                 )));
             }
         }
+        self.validate_products()?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(ConfigError(format!(
                 "{} attention heads cannot share {} key-value heads evenly",
@@ -206,6 +209,39 @@ impl DecoderConfig {
         }
         for rope in &self.ropes {
             rope.validate(self.head_dim)?;
+        }
+        Ok(())
+    }
+
+    /// No matrix, and no position's keys and values, may have more elements than could ever be held:
+    /// deeper code multiplies these sizes without looking.
+    fn validate_products(&self) -> Result<(), ConfigError> {
+        let attention = self.heads.saturating_add(2 * self.kv_heads);
+        let products = [
+            ("the embedding", [self.vocab_size, self.hidden_size, 1]),
+            (
+                "the attention's projections",
+                [attention, self.head_dim, self.hidden_size],
+            ),
+            (
+                "the feed-forward projections",
+                [2, self.intermediate_size, self.hidden_size],
+            ),
+            (
+                "the keys and values of one position",
+                [2 * self.layers.len(), self.kv_heads, self.head_dim],
+            ),
+        ];
+        for (name, sizes) in products {
+            let elements = sizes
+                .iter()
+                .try_fold(1usize, |n, &size| n.checked_mul(size));
+            if elements.is_none_or(|elements| elements > MAX_ELEMENTS) {
+                return Err(ConfigError(format!(
+                    "{name} would have {} x {} x {} elements; at most {MAX_ELEMENTS} are served",
+                    sizes[0], sizes[1], sizes[2]
+                )));
+            }
         }
         Ok(())
     }

@@ -101,6 +101,9 @@ impl Decoder {
         kv: &KvShape,
     ) -> Result<Self, ModelError> {
         let device = source.device().clone();
+        // First of all: fresh memory comes zeroed from the system and takes no room until it is
+        // written. What loading has freed would be used again, and zeroed by hand.
+        let caches = kv_cache::allocate(config, kv.blocks, kv.dtype, &device)?;
         let mut parts = Parts { config, source };
         let embedding = parts.embedding()?;
         let layers = (0..config.layers.len())
@@ -124,7 +127,7 @@ impl Decoder {
             final_norm,
             head,
             ropes,
-            caches: kv_cache::allocate(config, kv.blocks, kv.dtype, &device)?,
+            caches,
             config: config.clone(),
             device,
         })

@@ -230,7 +230,14 @@ impl Model for TextModel {
     /// A pass that fails leaves its rows' slots empty but reserved, until they are retired.
     fn step(&mut self, plan: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
         let mut rows = self.take_rows(plan)?;
-        self.run(&mut rows)?;
+        if let Err(error) = self.run(&mut rows) {
+            // The engine may spare some of them; those still lie in their slots then, and a decoding
+            // row that is planned again feeds the same token to the same position.
+            for active in rows {
+                self.rows[active.slot.index()] = Some(active.row);
+            }
+            return Err(error);
+        }
         Ok(rows
             .into_iter()
             .map(|mut active| {

@@ -262,6 +262,7 @@ pub fn is_expendable(name: &str, config: &DecoderConfig) -> bool {
         "vision_tower.",
         "multi_modal_projector.",
         "model.vision_tower.",
+        "model.multi_modal_projector.",
     ]
     .iter()
     .any(|prefix| name.starts_with(prefix));

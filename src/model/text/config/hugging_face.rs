@@ -88,7 +88,7 @@ fn decoder(family: Family, fields: &Fields<'_>) -> Result<DecoderConfig, ConfigE
         feed_forward_bias: family == Family::Llama && fields.bool("mlp_bias")?.unwrap_or(false),
         qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
         post_norms: family.is_gemma(),
-        activation: activation(fields)?,
+        activation: activation(family, fields)?,
         embedding_scale: family.is_gemma().then(|| (hidden_size as f32).sqrt()),
         attention_scale: as_f32(attention_scale),
         attention_softcap: softcap("attn_logit_softcapping")?,
@@ -98,12 +98,13 @@ fn decoder(family: Family, fields: &Fields<'_>) -> Result<DecoderConfig, ConfigE
     })
 }
 
-fn activation(fields: &Fields<'_>) -> Result<Activation, ConfigError> {
+fn activation(family: Family, fields: &Fields<'_>) -> Result<Activation, ConfigError> {
     let name = match fields.string("hidden_activation")? {
         Some(name) => Some(name),
         None => fields.string("hidden_act")?,
     };
     match name {
+        None if family.is_gemma() => Ok(Activation::GeluTanh),
         None | Some("silu" | "swish") => Ok(Activation::Silu),
         Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
         Some(other) => Err(ConfigError(format!(
@@ -512,5 +513,6 @@ mod tests {
             RopeScaling::Linear { factor: 8.0 }
         ));
         assert_eq!(decoder.ropes[1], RopeConfig::plain(10_000.0, 256));
+        assert_eq!(decoder.activation, Activation::GeluTanh);
     }
 }

@@ -63,11 +63,19 @@ fn pipeline(folder: &Path) -> Result<Tokenizer, TokenizerError> {
     Ok(pipeline)
 }
 
+/// Ids end below this: one stray number must not cost gigabytes.
+const MAX_VOCABULARY: usize = 1 << 24;
+
 /// What every id stands for, and whether a text loses its leading space in decoding.
 fn vocabulary(pipeline: &Tokenizer) -> Result<(Vocabulary, bool), TokenizerError> {
     let mut texts = Vec::new();
     for (text, id) in pipeline.get_vocab(true) {
         let id = id as usize;
+        if id >= MAX_VOCABULARY {
+            return Err(TokenizerError(format!(
+                "tokenizer.json has a token with id {id}; ids must be below {MAX_VOCABULARY}"
+            )));
+        }
         if id >= texts.len() {
             texts.resize(id + 1, String::new());
         }

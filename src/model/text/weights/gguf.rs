@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Cursor;
+use std::panic::catch_unwind;
 use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, TensorInfo};
@@ -36,7 +37,7 @@ impl GgufFile {
         };
         let file = File::open(path).map_err(|error| wrong(&error))?;
         let bytes = map(&file).map_err(|error| wrong(&error))?;
-        let content = Content::read(&mut Cursor::new(&bytes[..])).map_err(|error| wrong(&error))?;
+        let content = read_header(&bytes).map_err(|error| wrong(&error))?;
         Ok(GgufFile { content, bytes })
     }
 
@@ -71,7 +72,9 @@ impl GgufFile {
     /// The tensor's bytes.
     fn tensor_bytes(&self, name: &str, info: &TensorInfo) -> Result<&[u8], ModelError> {
         let outside = || ModelError::Load(format!("tensor {name} reaches beyond the file's end"));
-        let elements = info.shape.elem_count();
+        let dims = info.shape.dims();
+        let elements = dims.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
+        let elements = elements.ok_or_else(outside)?;
         let (block, block_bytes) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
         let columns = info.shape.dims().last().copied().unwrap_or(0);
         if elements == 0 || !columns.is_multiple_of(block) {
@@ -129,12 +132,30 @@ fn dense_dtype(dtype: GgmlDType) -> Option<DType> {
     }
 }
 
+/// Reads metadata and tensor list. Candle's reader divides by the file's own alignment, so a broken
+/// one makes it panic.
+fn read_header(bytes: &[u8]) -> Result<Content, String> {
+    match catch_unwind(|| Content::read(&mut Cursor::new(bytes))) {
+        Ok(content) => content.map_err(|error| error.to_string()),
+        Err(_) => Err("its header makes no sense".to_owned()),
+    }
+}
+
 fn quantized(
     dtype: GgmlDType,
     bytes: &[u8],
     shape: &[usize],
     device: &Device,
 ) -> Result<QTensor, ModelError> {
+    let elements = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
+    let needed = elements.and_then(|n| (n / dtype.block_size()).checked_mul(dtype.type_size()));
+    // Candle reads as many blocks as the shape says, wherever the bytes end.
+    if needed != Some(bytes.len()) {
+        return Err(ModelError::Load(format!(
+            "a {dtype:?} tensor of shape {shape:?} does not take {} bytes",
+            bytes.len()
+        )));
+    }
     Ok(ggml_file::qtensor_from_ggml(
         dtype,
         bytes,
