@@ -439,7 +439,7 @@ async fn a_call_that_is_taken_in_part_is_given_up_as_a_whole() {
         service.post(COMPLETIONS, fields).await
     };
     // The engine takes 16 rows: 6, and then 6 of 12.
-    let earlier = post(json!({"n": 6, "max_tokens": 10}));
+    let earlier = post(json!({"n": 6, "max_tokens": 20}));
     let later = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         post(json!({"prompt": ["a", "b"], "n": 6, "max_tokens": 300})).await

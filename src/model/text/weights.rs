@@ -22,6 +22,10 @@ use crate::model::ModelError;
 const NAMES_IN_AN_ERROR: usize = 5;
 
 /// A weight matrix, `(rows, columns)`.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "with CUDA a QTensor is larger; few weights are alive at once, while loading"
+)]
 pub enum Weight {
     /// f32, f16 or bf16.
     Dense(Tensor),
