@@ -65,8 +65,7 @@ pub fn unthreaded(
 impl Engine {
     pub(super) fn new(shared: Arc<Shared>, config: &EngineConfig, model: Box<dyn Model>) -> Self {
         let scheduler = Scheduler::new(config.scheduler.clone(), model.capacity());
-        shared.enter(EngineState::Ready);
-        Engine {
+        let engine = Engine {
             rows: vec![None; scheduler.capacity().slots as usize],
             shared,
             model,
@@ -74,7 +73,11 @@ impl Engine {
             requests: HashMap::new(),
             steps: 0,
             next_survey: Time::ZERO,
-        }
+        };
+        // Whoever sees it ready can also see how many rows it takes.
+        engine.publish(engine.shared.clock.now());
+        engine.shared.enter(EngineState::Ready);
+        engine
     }
 
     /// How the scheduler stands.
