@@ -275,20 +275,23 @@ async def storm(options):
                 body = completion(prompt_of(rng.choice([5, 30, 200]), i), 200)
                 wait = rng.choice([0.0, 0.01, 0.1, 0.5, 1.0]) * rng.random()
                 if rng.random() < 0.5:
-                    status, _, answer = await call(server.port, "POST", "/api/v1/requests", body)
-                    if status == 429:
-                        tally["refused"] += 1
-                        return
+                    status = 429
+                    while status == 429:
+                        status, _, answer = await call(server.port, "POST", "/api/v1/requests", body)
+                        tally["refused"] += status == 429
+                        await asyncio.sleep(0.05 if status == 429 else 0)
                     await asyncio.sleep(wait)
                     status, _, _ = await call(server.port, "DELETE", f"/api/v1/requests/{answer['id']}")
                     expect(status in (200, 202, 204), f"cancel: {status}")
                     tally["cancelled"] += 1
                 else:
-                    response = await request(server.port, "POST", "/v1/completions", {**body, "stream": True})
-                    if response.status == 429:
-                        tally["refused"] += 1
-                        response.close()
-                        return
+                    response = None
+                    while response is None or response.status == 429:
+                        if response is not None:
+                            tally["refused"] += 1
+                            response.close()
+                            await asyncio.sleep(0.05)
+                        response = await request(server.port, "POST", "/v1/completions", {**body, "stream": True})
                     await asyncio.sleep(wait)
                     response.close()
                     tally["disconnected"] += 1
