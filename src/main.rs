@@ -50,7 +50,8 @@ fn main() -> ExitCode {
         Err(error) => return complain(&error.to_string(), 2),
     };
     // Before anything starts a thread.
-    let told_candle = set_candle_threads(config.compute_threads);
+    // What is left to Candle on the CPU is small, and the threads of its pool spin while they wait.
+    let told_candle = set_candle_threads(1);
     set_compute_threads(config.compute_threads);
     if let Err(error) = start_logging(&config.log) {
         return complain(&error.to_string(), 2);

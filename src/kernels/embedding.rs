@@ -6,6 +6,7 @@ use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::linear::{Linear, Weight};
+use super::tiled::TiledWeight;
 
 /// The table that turns token ids into vectors, and maybe back (a tied head).
 #[derive(Debug, Clone)]
@@ -46,7 +47,7 @@ impl Embedding {
             Weight::Dense(table) => {
                 gather(ids, table.in_features(), |id, row| table.widen_row(id, row))
             }
-            Weight::Widened(table) => table.embedding(ids)?.to_dtype(DType::F32),
+            Weight::Widened(table) => table.weight().embedding(ids)?.to_dtype(DType::F32),
             Weight::StockQuantized { matmul, .. } => matmul.embedding(ids)?.to_dtype(DType::F32),
             Weight::StockDense(table) => table.index_select(ids, 0)?.to_dtype(DType::F32),
         }

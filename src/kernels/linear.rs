@@ -5,11 +5,12 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor, bail};
 
-use super::dense::{DenseMatrix, multiply_widened};
+use super::dense::{DenseMatrix, WidenedMatrix};
 use super::isa::Isa;
 use super::quant::QuantMatrix;
 use super::reference;
 use super::tensor_data::{is_on_cpu, with_slice};
+use super::tiled::{Product, TiledWeight, multiply};
 
 /// A linear layer over token-flat rows.
 #[derive(Debug, Clone)]
@@ -27,7 +28,7 @@ pub(super) enum Weight {
     /// Plain tiles, on the CPU.
     Dense(Arc<DenseMatrix>),
     /// As in the file, on the CPU: a format without tile kernels.
-    Widened(Arc<QTensor>),
+    Widened(Arc<WidenedMatrix>),
     /// Quantised, run by stock Candle on another device.
     StockQuantized {
         matmul: QMatMul,
@@ -62,7 +63,7 @@ impl Weight {
             dtype if QuantMatrix::supports(dtype) => {
                 Self::Quant(Arc::new(QuantMatrix::pack(&weight)?))
             }
-            _ => Self::Widened(weight),
+            _ => Self::Widened(Arc::new(WidenedMatrix::new(weight)?)),
         })
     }
 
@@ -80,11 +81,21 @@ impl Weight {
     fn dims(&self) -> (usize, usize) {
         let of_shape = |dims: &[usize]| (dims[0], dims[1]);
         match self {
-            Self::Quant(weight) => (weight.out_features(), weight.in_features()),
-            Self::Dense(weight) => (weight.out_features(), weight.in_features()),
-            Self::Widened(weight) => of_shape(weight.shape().dims()),
             Self::StockQuantized { dims, .. } => *dims,
             Self::StockDense(weight) => of_shape(weight.dims()),
+            Self::Quant(_) | Self::Dense(_) | Self::Widened(_) => {
+                self.tiled().map_or((0, 0), |weight| (weight.out_features(), weight.in_features()))
+            }
+        }
+    }
+
+    /// The weight as our own CPU kernels read it, unless it is on another device.
+    fn tiled(&self) -> Option<&dyn TiledWeight> {
+        match self {
+            Self::Quant(weight) => Some(&**weight),
+            Self::Dense(weight) => Some(&**weight),
+            Self::Widened(weight) => Some(&**weight),
+            Self::StockQuantized { .. } | Self::StockDense(_) => None,
         }
     }
 }
@@ -138,46 +149,59 @@ impl Linear {
     /// # Errors
     /// When `x` is not (rows, k) f32 on the weight's device.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, k) = x.dims2()?;
-        if k != self.in_features() {
-            bail!(
-                "the input has {k} columns, the weight takes {}",
-                self.in_features()
-            );
+        let [y] = forward_all([self], x)?;
+        Ok(y)
+    }
+
+    /// x: (rows, k) f32, residual: (rows, n) f32 -> their product plus `residual`.
+    ///
+    /// # Errors
+    /// When `x` or `residual` does not fit.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let rows = self.check_input(x)?;
+        let shape = (rows, self.out_features());
+        if residual.dims() != [shape.0, shape.1] {
+            bail!("the residual has shape {:?}, the product {shape:?}", residual.dims());
         }
+        if self.weight.tiled().is_none() {
+            return self.forward(x)? + residual;
+        }
+        let output = with_slice::<f32, _>(residual, |residual| multiply_layers([self], x, Some(residual)))?;
+        let [output] = output;
+        Tensor::from_vec(output, shape, &Device::Cpu)
+    }
+
+    /// x: (rows, k) f32 -> (rows, n) f32 in row-major order, in the memory of the host.
+    ///
+    /// # Errors
+    /// When `x` is not (rows, k) f32 on the weight's device.
+    pub fn forward_to_host(&self, x: &Tensor) -> Result<Vec<f32>> {
+        self.check_input(x)?;
+        match self.weight.tiled() {
+            Some(_) => multiply_layers([self], x, None).map(|[output]| output),
+            None => self.forward(x)?.flatten_all()?.to_vec1(),
+        }
+    }
+
+    /// Rows of an input that fits.
+    fn check_input(&self, x: &Tensor) -> Result<usize> {
+        let (rows, k) = x.dims2()?;
+        if k != self.in_features() {
+            bail!("the input has {k} columns, the weight takes {}", self.in_features());
+        }
+        Ok(rows)
+    }
+
+    fn forward_stock(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::StockQuantized { matmul, .. } => matmul.forward(&x.contiguous()?)?,
             Weight::StockDense(weight) => reference::dense_linear(x, weight)?,
-            Weight::Quant(_) | Weight::Dense(_) | Weight::Widened(_) => return self.forward_cpu(x),
+            Weight::Quant(_) | Weight::Dense(_) | Weight::Widened(_) => bail!("the weight is on the cpu"),
         };
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
         }
-    }
-
-    fn forward_cpu(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, n, isa) = (x.dim(0)?, self.out_features(), Isa::detected());
-        let mut output = vec![0f32; rows * n];
-        let mut multiply = |x: &[f32], bias: Option<&[f32]>| match &self.weight {
-            Weight::Quant(weight) => {
-                weight.multiply(isa, x, bias, &mut output);
-                Ok(())
-            }
-            Weight::Dense(weight) => {
-                weight.multiply(isa, x, bias, &mut output);
-                Ok(())
-            }
-            Weight::Widened(weight) => multiply_widened(weight, isa, x, bias, &mut output),
-            Weight::StockQuantized { .. } | Weight::StockDense(_) => {
-                bail!("the weight is not on the cpu")
-            }
-        };
-        with_slice::<f32, _>(x, |x| match &self.bias {
-            Some(bias) => with_slice::<f32, _>(bias, |bias| multiply(x, Some(bias))),
-            None => multiply(x, None),
-        })?;
-        Tensor::from_vec(output, (rows, n), &Device::Cpu)
     }
 
     /// Columns of the output.
@@ -189,6 +213,48 @@ impl Linear {
     pub fn in_features(&self) -> usize {
         self.weight.dims().1
     }
+}
+
+/// Several layers over one input, x: (rows, k) f32 -> a (rows, n) f32 of each. On the CPU the input is quantised once
+/// and all of it is one parallel loop.
+///
+/// # Errors
+/// When `x` is not (rows, k) f32 on the weights' device.
+pub fn forward_all<const LAYERS: usize>(layers: [&Linear; LAYERS], x: &Tensor) -> Result<[Tensor; LAYERS]> {
+    let mut rows = 0;
+    for layer in layers {
+        rows = layer.check_input(x)?;
+    }
+    let outputs: Vec<Tensor> = if layers.iter().all(|layer| layer.weight.tiled().is_some()) {
+        let outputs = multiply_layers(layers, x, None)?;
+        let tensors = outputs.into_iter().zip(layers).map(|(output, layer)| {
+            Tensor::from_vec(output, (rows, layer.out_features()), &Device::Cpu)
+        });
+        tensors.collect::<Result<_>>()?
+    } else {
+        layers.iter().map(|layer| layer.forward_stock(x)).collect::<Result<_>>()?
+    };
+    Ok(outputs.try_into().expect("an output for each layer"))
+}
+
+/// The products of layers that are all on the CPU.
+fn multiply_layers<const LAYERS: usize>(
+    layers: [&Linear; LAYERS],
+    x: &Tensor,
+    residual: Option<&[f32]>,
+) -> Result<[Vec<f32>; LAYERS]> {
+    let k = x.dim(1)?;
+    let biases = layers.map(|layer| layer.bias.as_ref().map(Tensor::to_vec1::<f32>));
+    let mut products = Vec::with_capacity(LAYERS);
+    let biases = biases.into_iter().map(Option::transpose).collect::<Result<Vec<_>>>()?;
+    for (layer, bias) in layers.iter().zip(&biases) {
+        let Some(weight) = layer.weight.tiled() else {
+            bail!("the weight is not on the cpu");
+        };
+        products.push(Product { weight, bias: bias.as_deref(), residual });
+    }
+    let outputs = with_slice::<f32, _>(x, |x| multiply(Isa::detected(), x, k, &products))?;
+    Ok(outputs.try_into().expect("an output for each layer"))
 }
 
 #[cfg(test)]
@@ -295,9 +361,8 @@ mod tests {
             for rows in [1, 2, 3, 4, 5, 6, 7, 8, 11] {
                 let x = numbers(rows * k, 9);
                 let outputs = Isa::available().into_iter().map(|isa| {
-                    let mut output = vec![f32::NAN; rows * n];
-                    matrix.multiply(isa, &x, None, &mut output);
-                    output
+                    let product = Product { weight: &matrix, bias: None, residual: None };
+                    multiply(isa, &x, k, &[product]).unwrap().remove(0)
                 });
                 let outputs: Vec<_> = outputs.collect();
                 assert!(

@@ -1,38 +1,74 @@
 //! An output matrix that several threads fill, each its own columns.
 #![allow(
     unsafe_code,
-    reason = "rows are contiguous, columns are not, so safe slices cannot be split by column"
+    reason = "rows are contiguous, columns are not, so safe slices cannot be split by column; and what is filled \
+              need not be zeroed before"
 )]
 
 use std::marker::PhantomData;
+#[cfg(debug_assertions)]
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A slice that threads write disjoint parts of.
 pub(super) struct SharedOutput<'a> {
     start: *mut f32,
     len: usize,
+    /// Elements written so far: whoever fills a vector must leave no gap.
+    #[cfg(debug_assertions)]
+    written: AtomicUsize,
     borrow: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the only access is `write`, whose callers keep to disjoint parts.
+// SAFETY: the only access is by `write`, whose callers keep to disjoint parts.
 unsafe impl Sync for SharedOutput<'_> {}
 
 impl<'a> SharedOutput<'a> {
     pub(super) fn new(output: &'a mut [f32]) -> Self {
+        Self::over(output.as_mut_ptr(), output.len())
+    }
+
+    fn over(start: *mut f32, len: usize) -> Self {
         Self {
-            start: output.as_mut_ptr(),
-            len: output.len(),
+            start,
+            len,
+            #[cfg(debug_assertions)]
+            written: AtomicUsize::new(0),
             borrow: PhantomData,
         }
     }
 
     /// Copies `values` to `at..`. No two threads may write the same element: kernels cut work so that a task owns
     /// whole output elements.
+    #[inline(always)]
     pub(super) fn write(&self, at: usize, values: &[f32]) {
         assert!(
             at <= self.len && values.len() <= self.len - at,
             "write inside the output"
         );
+        #[cfg(debug_assertions)]
+        self.written.fetch_add(values.len(), Ordering::Relaxed);
         // SAFETY: inside the borrowed slice, which nobody reads meanwhile; disjoint by the contract above.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len()) }
     }
+}
+
+/// Vectors of these lengths, filled by `fill`, which must write every element of each once.
+pub(super) fn filled(lens: &[usize], fill: impl FnOnce(&[SharedOutput<'_>])) -> Vec<Vec<f32>> {
+    let mut vectors: Vec<Vec<f32>> = lens.iter().map(|&len| Vec::with_capacity(len)).collect();
+    let outputs: Vec<_> = vectors
+        .iter_mut()
+        .zip(lens)
+        .map(|(vector, &len)| SharedOutput::over(vector.as_mut_ptr(), len))
+        .collect();
+    fill(&outputs);
+    #[cfg(debug_assertions)]
+    for output in &outputs {
+        assert_eq!(output.written.load(Ordering::Relaxed), output.len, "every element is written once");
+    }
+    drop(outputs);
+    for (vector, &len) in vectors.iter_mut().zip(lens) {
+        // SAFETY: the capacity is at least `len`, and `fill` has written every element.
+        unsafe { vector.set_len(len) };
+    }
+    vectors
 }

@@ -13,6 +13,8 @@ use half::f16;
 ///
 /// The implementations for x86 must only run where their instructions exist: inside a function of `per_isa!`.
 pub(super) trait Vector: Copy {
+    /// Registers that it takes.
+    const REGISTERS: usize = 4;
     /// The same number in all lanes.
     fn splat(value: f32) -> Self;
     fn load(from: &[f32; 16]) -> Self;
@@ -74,6 +76,7 @@ pub(super) mod x86 {
     // SAFETY (all blocks): register operations, or loads and stores of whole arrays behind references; the
     // instructions exist by the contract of the trait.
     impl Vector for Avx512 {
+        const REGISTERS: usize = 1;
         #[inline(always)]
         fn splat(value: f32) -> Self {
             // SAFETY: see above.
@@ -125,6 +128,7 @@ pub(super) mod x86 {
 
     // SAFETY (all blocks): as for `Avx512`.
     impl Vector for Avx2 {
+        const REGISTERS: usize = 2;
         #[inline(always)]
         fn splat(value: f32) -> Self {
             // SAFETY: see above.

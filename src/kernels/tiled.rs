@@ -1,7 +1,15 @@
 //! The walk that all matrix products share: tiles of output columns, spread over threads, against panels of rows.
 
+use std::ops::Range;
+use std::sync::Mutex;
+
+use candle_core::Result;
+
+use super::dense::interleave_rows;
+use super::isa::Isa;
 use super::panel::{Panel, split_rows};
-use super::shared_output::SharedOutput;
+use super::quant::{ActivationBlock, quantize_rows};
+use super::shared_output::{SharedOutput, filled};
 use super::threads;
 
 /// Output columns (rows of the stored weight) in a tile.
@@ -12,64 +20,189 @@ pub(super) const MAX_PANEL_ROWS: usize = 8;
 /// The sums of a tile for the rows of a panel.
 pub(super) type Sums = [[f32; TILE_COLUMNS]];
 
-/// A product of (rows, k) with a packed (n, k).
-pub(super) struct Product<'a> {
-    /// Rows of the input.
-    pub rows: usize,
-    /// Columns of the input.
-    pub k: usize,
-    /// Columns of the output.
-    pub n: usize,
-    /// The most rows that the kernel takes at once, 4 or 8.
-    pub max_panel_rows: usize,
-    /// Bytes of one row of the input as the kernel reads it.
-    pub row_bytes: usize,
-    /// Added to each row of the output, (n,).
-    pub bias: Option<&'a [f32]>,
+/// How a weight's kernels read their input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InputForm {
+    /// In blocks of 8-bit numbers; see [`ActivationBlock`] for what the zero point and the halves mean.
+    Blocks { zero: i32, halves: usize },
+    /// As it comes, the rows of a panel side by side.
+    Floats,
 }
 
-impl Product<'_> {
-    /// Calls `kernel(tile, panel, sums)` for every pair and stores the sums in `output` (rows, n).
-    pub(super) fn run(&self, output: &mut [f32], kernel: impl Fn(usize, &Panel, &mut Sums) + Sync) {
-        assert_eq!(
-            output.len(),
-            self.rows * self.n,
-            "the output has whole rows"
-        );
-        let output = SharedOutput::new(output);
-        let panels = split_rows(self.rows, self.max_panel_rows);
-        let item_operations = self.rows * self.k * TILE_COLUMNS;
-        threads::for_each_range(self.n.div_ceil(TILE_COLUMNS), item_operations, |tiles| {
-            for panels in panels.chunks(self.panels_per_pass()) {
-                for tile in tiles.clone() {
-                    for panel in panels {
-                        let mut sums = [[0f32; TILE_COLUMNS]; MAX_PANEL_ROWS];
-                        kernel(tile, panel, &mut sums[..panel.rows]);
-                        self.store(tile, panel, &sums, &output);
-                    }
+/// Rows on their way into kernels, in panels.
+pub(super) struct Input {
+    /// So many numbers in a row.
+    pub k: usize,
+    /// In the form [`InputForm::Blocks`].
+    pub blocks: Vec<ActivationBlock>,
+    /// In the form [`InputForm::Floats`].
+    pub floats: Vec<f32>,
+}
+
+/// A weight of shape (n, k) that can be read tile by tile.
+pub(super) trait TiledWeight: Sync {
+    /// n
+    fn out_features(&self) -> usize;
+    /// k
+    fn in_features(&self) -> usize;
+    /// How its kernels read their input.
+    fn input_form(&self) -> InputForm;
+    /// The sums of one tile for the rows of a panel. `input` is in its own form.
+    ///
+    /// # Errors
+    /// When the tile cannot be read.
+    fn multiply_tile(&self, isa: Isa, tile: usize, input: &Input, panel: &Panel, sums: &mut Sums) -> Result<()>;
+}
+
+/// One of several products with the same input.
+#[derive(Clone, Copy)]
+pub(super) struct Product<'a> {
+    /// (n, k)
+    pub weight: &'a dyn TiledWeight,
+    /// Added to each row, (n,).
+    pub bias: Option<&'a [f32]>,
+    /// Added at last, (rows, n).
+    pub residual: Option<&'a [f32]>,
+}
+
+/// x: (rows, k) -> a (rows, n) for each product. The input is brought into each form once, and all tiles are one
+/// parallel loop.
+///
+/// # Errors
+/// When a tile cannot be read.
+pub(super) fn multiply(isa: Isa, x: &[f32], k: usize, products: &[Product<'_>]) -> Result<Vec<Vec<f32>>> {
+    let rows = x.len() / k;
+    assert_eq!(x.len(), rows * k, "whole rows");
+    let max_rows = max_panel_rows(isa);
+    let mut inputs: Vec<(InputForm, Input)> = Vec::new();
+    for product in products {
+        let form = product.weight.input_form();
+        if inputs.iter().all(|(other, _)| *other != form) {
+            inputs.push((form, prepare(x, k, max_rows, form)));
+        }
+    }
+    let walks: Vec<Walk<'_>> = products
+        .iter()
+        .map(|product| {
+            let form = product.weight.input_form();
+            let input = inputs.iter().find(|(other, _)| *other == form);
+            Walk { isa, rows, product: *product, input: &input.expect("prepared above").1 }
+        })
+        .collect();
+    let lens: Vec<usize> = walks.iter().map(|walk| rows * walk.n()).collect();
+    let panels = split_rows(rows, max_rows);
+    let failure = Mutex::new(None);
+    let outputs = filled(&lens, |outputs| {
+        let tiles: usize = walks.iter().map(Walk::tiles).sum();
+        threads::for_each_range(tiles, rows * k * TILE_COLUMNS, |range| {
+            let mut first = 0;
+            for (walk, output) in walks.iter().zip(outputs) {
+                let tiles = first..first + walk.tiles();
+                first = tiles.end;
+                let part = range.start.max(tiles.start)..range.end.min(tiles.end);
+                if part.is_empty() {
+                    continue;
+                }
+                let part = part.start - tiles.start..part.end - tiles.start;
+                if let Err(error) = walk.run(part, &panels, max_rows, output) {
+                    *failure.lock().expect("nothing panics while it holds this lock") = Some(error);
                 }
             }
         });
+    });
+    match failure.into_inner().expect("nothing panics while it holds this lock") {
+        Some(error) => Err(error),
+        None => Ok(outputs),
+    }
+}
+
+/// The most rows that fit the registers.
+fn max_panel_rows(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => MAX_PANEL_ROWS,
+        Isa::Avx2 | Isa::Portable => MAX_PANEL_ROWS / 2,
+    }
+}
+
+fn prepare(x: &[f32], k: usize, max_rows: usize, form: InputForm) -> Input {
+    let (mut blocks, mut floats) = (Vec::new(), Vec::new());
+    match form {
+        InputForm::Blocks { zero, halves } => blocks = quantize_rows(x, k, max_rows, zero, halves),
+        InputForm::Floats => floats = interleave_rows(x, k, max_rows),
+    }
+    Input { k, blocks, floats }
+}
+
+/// One product's part of the loop.
+struct Walk<'a> {
+    isa: Isa,
+    rows: usize,
+    product: Product<'a>,
+    input: &'a Input,
+}
+
+impl Walk<'_> {
+    fn n(&self) -> usize {
+        self.product.weight.out_features()
+    }
+
+    fn tiles(&self) -> usize {
+        self.n().div_ceil(TILE_COLUMNS)
+    }
+
+    /// Some tiles against all panels. What cannot be read is zero.
+    fn run(
+        &self,
+        tiles: Range<usize>,
+        panels: &[Panel],
+        max_rows: usize,
+        output: &SharedOutput<'_>,
+    ) -> Result<()> {
+        let mut outcome = Ok(());
+        for panels in panels.chunks(self.panels_per_pass(max_rows)) {
+            for tile in tiles.clone() {
+                for panel in panels {
+                    let mut sums = [[0f32; TILE_COLUMNS]; MAX_PANEL_ROWS];
+                    let sums = &mut sums[..panel.rows];
+                    let weight = self.product.weight;
+                    outcome = outcome.and(weight.multiply_tile(self.isa, tile, self.input, panel, sums));
+                    self.store(tile, panel, sums, output);
+                }
+            }
+        }
+        outcome
     }
 
     /// So many panels that their rows stay in the second-level cache while tiles pass by.
-    fn panels_per_pass(&self) -> usize {
+    fn panels_per_pass(&self, max_rows: usize) -> usize {
         const PASS_BYTES: usize = 384 * 1024;
-        (PASS_BYTES / (self.max_panel_rows * self.row_bytes).max(1)).max(1)
+        let bytes = size_of_val(&self.input.blocks[..]) + size_of_val(&self.input.floats[..]);
+        (PASS_BYTES / (max_rows * bytes / self.rows.max(1)).max(1)).max(1)
     }
 
-    /// Adds the bias and writes the columns that exist.
+    /// Adds bias and residual, and writes the columns that exist.
     fn store(&self, tile: usize, panel: &Panel, sums: &Sums, output: &SharedOutput<'_>) {
-        let first = tile * TILE_COLUMNS;
-        let columns = TILE_COLUMNS.min(self.n - first);
-        for (row, sums) in sums.iter().take(panel.rows).enumerate() {
+        let (n, first) = (self.n(), tile * TILE_COLUMNS);
+        let columns = TILE_COLUMNS.min(n - first);
+        for (row, sums) in sums.iter().enumerate() {
+            let at = (panel.first_row + row) * n + first;
             let mut sums = *sums;
-            if let Some(bias) = self.bias {
-                for (sum, bias) in sums.iter_mut().zip(&bias[first..first + columns]) {
-                    *sum += bias;
+            for addend in [
+                self.product.bias.map(|bias| &bias[first..first + columns]),
+                self.product.residual.map(|residual| &residual[at..at + columns]),
+            ]
+            .into_iter()
+            .flatten()
+            {
+                for (sum, addend) in sums.iter_mut().zip(addend) {
+                    *sum += addend;
                 }
             }
-            output.write((panel.first_row + row) * self.n + first, &sums[..columns]);
+            // Of constant length, the copy is one instruction.
+            match columns {
+                TILE_COLUMNS => output.write(at, &sums),
+                columns => output.write(at, &sums[..columns]),
+            }
         }
     }
 }

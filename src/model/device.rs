@@ -76,13 +76,9 @@ impl DeviceSpec {
         ))
     }
 
-    /// The format of keys and values where nobody chooses one: half the memory on a GPU, full
-    /// precision on the CPU.
+    /// The format of keys and values where nobody chooses one: half the memory, and half of what attention reads.
     pub fn default_kv_dtype(self) -> FloatType {
-        match self {
-            DeviceSpec::Cpu => FloatType::F32,
-            DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => FloatType::F16,
-        }
+        FloatType::F16
     }
 }
 

@@ -3,46 +3,21 @@
 //! On the CPU a block keeps its keys transposed, so that the scores of its 32 keys are 32 lanes of one sum:
 //! keys are (blocks, kv_heads, head_dim, 32), values (blocks, kv_heads, 32, head_dim).
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Storage, Tensor, WithDType, bail};
-use half::f16;
+use std::collections::BTreeMap;
+use std::ops::Range;
 
-use super::softmax::{KvBlock, RunningSoftmax, Span, attend, narrow, widen};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Storage, Tensor, bail};
+
+use super::segment::{
+    KvBlock, KvElement, MAX_PANEL, Query, SEGMENT_TOKENS, Scratch, Seen, attend_f16, attend_f32,
+    panel_queries,
+};
 use super::{AttentionOptions, BLOCK_TOKENS, PagedKv, TokenLayout};
 use crate::kernels::shared_output::SharedOutput;
 use crate::kernels::threads;
 
 /// Queries of one slot that share each block read.
 const TASK_TOKENS: usize = 16;
-
-/// A number type that the store may have.
-trait KvElement: WithDType {
-    /// `values` in this type, themselves or narrowed into `scratch`.
-    fn narrow<'a>(values: &'a [f32], scratch: &'a mut Vec<Self>) -> &'a [Self];
-    /// `elements` as f32: themselves, or widened into `scratch`.
-    fn widen<'a>(elements: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32];
-}
-
-impl KvElement for f32 {
-    fn narrow<'a>(values: &'a [f32], _: &'a mut Vec<Self>) -> &'a [Self] {
-        values
-    }
-    fn widen<'a>(elements: &'a [Self], _: &'a mut Vec<f32>) -> &'a [f32] {
-        elements
-    }
-}
-
-impl KvElement for f16 {
-    fn narrow<'a>(values: &'a [f32], scratch: &'a mut Vec<Self>) -> &'a [Self] {
-        scratch.resize(values.len(), f16::ZERO);
-        narrow(values, scratch);
-        scratch
-    }
-    fn widen<'a>(elements: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        scratch.resize(elements.len(), 0.0);
-        widen(elements, scratch);
-        scratch
-    }
-}
 
 /// Which of the two stores is written.
 #[derive(Clone, Copy)]
@@ -127,12 +102,13 @@ pub(super) fn write_kv(kv: &PagedKv, k: &Tensor, v: &Tensor, layout: &TokenLayou
     Ok(())
 }
 
-/// Queries of one slot, against one K/V head.
-struct Task {
+/// Queries of one slot, against one K/V head, over some segments of the slot.
+struct Task<'a> {
     slot: usize,
     /// Indices of the pass's tokens.
-    tokens: Vec<u32>,
+    tokens: &'a [u32],
     kv_head: usize,
+    segments: Range<usize>,
 }
 
 /// A pass: what all tasks read.
@@ -154,34 +130,81 @@ impl Pass<'_> {
         let ((k, _), (v, _)) = (kv.k.storage_and_layout(), kv.v.storage_and_layout());
         match (&*k, &*v) {
             (Storage::Cpu(CpuStorage::F32(k)), Storage::Cpu(CpuStorage::F32(v))) => {
-                self.run_tasks(k, v, output)
+                self.run_tasks(&Store { k, v, attend: attend_f32 }, output)
             }
             (Storage::Cpu(CpuStorage::F16(k)), Storage::Cpu(CpuStorage::F16(v))) => {
-                self.run_tasks(k, v, output)
+                self.run_tasks(&Store { k, v, attend: attend_f16 }, output)
             }
             _ => bail!("K and V on the cpu are both f32 or both f16"),
         }
         Ok(())
     }
 
-    fn run_tasks<E: KvElement>(&self, k: &[E], v: &[E], output: &mut [f32]) {
-        let tasks = self.tasks();
+    fn run_tasks<E: KvElement>(&self, store: &Store<'_, E>, output: &mut [f32]) {
+        let by_slot = self.layout.tokens_by_slot();
+        let tasks = self.tasks(&by_slot);
+        if tasks.len() < threads::compute_threads() && tasks.iter().any(|task| task.segments.len() > 1) {
+            return self.run_split(&tasks, store, output);
+        }
         let output = SharedOutput::new(output);
-        threads::for_each_range(tasks.len(), self.task_operations(tasks.len()), |range| {
-            for task in &tasks[range] {
-                self.run_task(task, k, v, &output);
-            }
+        self.for_each(&tasks, |task| {
+            self.attend(task, store, |row, seen| output.write(row * self.head_dim, seen.finish()));
         });
     }
 
-    fn tasks(&self) -> Vec<Task> {
+    /// Few queries with much to see: segments are spread over threads, and merged in order afterwards. The sums are those
+    /// of a task that walks through them.
+    fn run_split<E: KvElement>(&self, tasks: &[Task<'_>], store: &Store<'_, E>, output: &mut [f32]) {
+        let segments = tasks.iter().map(|task| task.segments.end).max().unwrap_or(0);
+        // Of each output row and segment: values, largest score, total.
+        let entry = self.head_dim + 2;
+        let mut partial = vec![0f32; output.len() / self.head_dim * segments * entry];
+        let shared = SharedOutput::new(&mut partial);
+        let parts: Vec<_> = tasks
+            .iter()
+            .flat_map(|task| task.segments.clone().map(|segment| Task { segments: segment..segment + 1, ..*task }))
+            .collect();
+        self.for_each(&parts, |part| {
+            self.attend(part, store, |row, seen| {
+                let at = (row * segments + part.segments.start) * entry;
+                shared.write(at, &seen.values);
+                shared.write(at + self.head_dim, &[seen.largest, seen.total]);
+            });
+        });
+        for task in tasks {
+            for row in self.rows(task) {
+                let mut seen = Seen::nothing(self.head_dim);
+                for segment in task.segments.clone() {
+                    let entry = &partial[(row * segments + segment) * entry..][..entry];
+                    let (values, sums) = entry.split_at(self.head_dim);
+                    if sums[1] != 0.0 {
+                        seen.merge(sums[0], sums[1], values);
+                    }
+                }
+                output[row * self.head_dim..][..self.head_dim].copy_from_slice(seen.finish());
+            }
+        }
+    }
+
+    fn for_each(&self, tasks: &[Task<'_>], run: impl Fn(&Task<'_>) + Sync) {
+        threads::for_each_range(tasks.len(), self.task_operations(tasks.len()), |range| {
+            tasks[range].iter().for_each(&run);
+        });
+    }
+
+    fn tasks<'a>(&self, by_slot: &'a BTreeMap<usize, Vec<u32>>) -> Vec<Task<'a>> {
         let mut tasks = Vec::new();
-        for (slot, tokens) in self.layout.tokens_by_slot() {
+        for (&slot, tokens) in by_slot {
             for tokens in tokens.chunks(TASK_TOKENS) {
+                let positions = || tokens.iter().map(|&token| self.position(token));
+                let first = positions().min().map_or(0, |position| self.options.first_visible(position));
+                let end = positions().max().map_or(0, |position| position + 1);
+                let segments = first / SEGMENT_TOKENS..end.div_ceil(SEGMENT_TOKENS);
                 tasks.extend((0..self.kv_heads).map(|kv_head| Task {
                     slot,
-                    tokens: tokens.to_vec(),
+                    tokens,
                     kv_head,
+                    segments: segments.clone(),
                 }));
             }
         }
@@ -199,67 +222,86 @@ impl Pass<'_> {
         2 * seen * self.heads * self.head_dim / tasks.max(1)
     }
 
-    fn run_task<E: KvElement>(&self, task: &Task, k: &[E], v: &[E], output: &SharedOutput<'_>) {
-        let (width, group) = (self.head_dim, self.heads / self.kv_heads);
-        let mut state = RunningSoftmax::new(task.tokens.len() * group, width);
-        let (mut key_scratch, mut value_scratch) = (Vec::new(), Vec::new());
-        let head_elements = BLOCK_TOKENS * width;
-        for index in self.visible_blocks(task) {
-            let block = self.layout.block(task.slot, index) * self.kv_heads + task.kv_head;
-            let elements = block * head_elements..(block + 1) * head_elements;
-            let block = KvBlock {
-                keys: E::widen(&k[elements.clone()], &mut key_scratch),
-                values: E::widen(&v[elements], &mut value_scratch),
-            };
-            for (query, &token) in task.tokens.iter().enumerate() {
-                if let Some(span) = self.span(token, index) {
-                    for head in 0..group {
-                        let q = &self.q[self.row_of(token, task.kv_head * group + head)..][..width];
-                        attend(
-                            q,
-                            query * group + head,
-                            &block,
-                            span,
-                            self.options,
-                            &mut state,
-                        );
-                    }
+    /// Walks through a task's segments and hands out what each of its rows has seen.
+    fn attend<E: KvElement>(
+        &self,
+        task: &Task<'_>,
+        store: &Store<'_, E>,
+        mut done: impl FnMut(usize, &mut Seen),
+    ) {
+        let width = self.head_dim;
+        let rows: Vec<usize> = self.rows(task).collect();
+        let mut seen: Vec<Seen> = rows.iter().map(|_| Seen::nothing(width)).collect();
+        let mut scratch = Scratch::new(width);
+        let mut queries = Vec::with_capacity(rows.len());
+        for segment in task.segments.clone() {
+            queries.clear();
+            // Which of `rows` see the segment, and what of it.
+            queries.extend(rows.iter().enumerate().filter_map(|(index, &row)| {
+                let position = self.position((row / self.heads) as u32);
+                let first = self.options.first_visible(position).max(segment * SEGMENT_TOKENS);
+                let end = (position + 1).min((segment + 1) * SEGMENT_TOKENS);
+                (first < end).then(|| (index, Query { q: &self.q[row * width..][..width], first, end }))
+            }));
+            for panel in queries.chunks_mut(panel_queries()) {
+                let first_block = panel.iter().map(|(_, query)| query.first).min().unwrap_or(0) / BLOCK_TOKENS;
+                let end_block = panel.iter().map(|(_, query)| query.end).max().unwrap_or(0).div_ceil(BLOCK_TOKENS);
+                let blocks = store.blocks(self, task, first_block..end_block);
+                let mut relative = [panel[0].1; MAX_PANEL];
+                for (relative, (_, query)) in relative.iter_mut().zip(panel.iter()) {
+                    *relative = Query {
+                        first: query.first - first_block * BLOCK_TOKENS,
+                        end: query.end - first_block * BLOCK_TOKENS,
+                        ..*query
+                    };
+                }
+                (store.attend)(&blocks, &relative[..panel.len()], self.options, &mut scratch);
+                for (place, (index, _)) in panel.iter().enumerate() {
+                    let (largest, total, values) = scratch.result(place, width);
+                    seen[*index].merge(largest, total, values);
                 }
             }
         }
-        for (query, &token) in task.tokens.iter().enumerate() {
-            for head in 0..group {
-                let row = self.row_of(token, task.kv_head * group + head);
-                output.write(row, state.finish(query * group + head, width));
-            }
+        for (row, seen) in rows.into_iter().zip(&mut seen) {
+            done(row, seen);
         }
     }
 
-    /// Where a head of a token starts in q and in the output.
-    fn row_of(&self, token: u32, head: usize) -> usize {
-        (token as usize * self.heads + head) * self.head_dim
+    /// The rows of (T * heads) that belong to a task.
+    fn rows(&self, task: &Task<'_>) -> impl Iterator<Item = usize> + use<'_> {
+        let group = self.heads / self.kv_heads;
+        let (tokens, kv_head) = (task.tokens.to_vec(), task.kv_head);
+        tokens.into_iter().flat_map(move |token| {
+            let first = token as usize * self.heads + kv_head * group;
+            first..first + group
+        })
     }
 
-    /// The blocks that any query of a task sees.
-    fn visible_blocks(&self, task: &Task) -> std::ops::Range<usize> {
-        let positions = || {
-            task.tokens
-                .iter()
-                .map(|&token| self.layout.positions()[token as usize] as usize)
-        };
-        let first = positions()
-            .min()
-            .map_or(0, |position| self.options.first_visible(position));
-        let end = positions().max().map_or(0, |position| position + 1);
-        first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)
+    fn position(&self, token: u32) -> usize {
+        self.layout.positions()[token as usize] as usize
     }
+}
 
-    /// What a token sees of block `index` of its slot.
-    fn span(&self, token: u32, index: usize) -> Option<Span> {
-        let position = self.layout.positions()[token as usize] as usize;
-        let start = index * BLOCK_TOKENS;
-        let first = self.options.first_visible(position).saturating_sub(start);
-        let end = (position + 1).saturating_sub(start).min(BLOCK_TOKENS);
-        (first < end).then_some(Span { first, end })
+/// Both stores of a layer, and the kernel for their number type.
+struct Store<'a, E> {
+    k: &'a [E],
+    v: &'a [E],
+    attend: fn(&[KvBlock<'_, E>], &[Query<'_>], &AttentionOptions, &mut Scratch),
+}
+
+impl<'a, E> Store<'a, E> {
+    /// Blocks of a task's slot and head.
+    fn blocks(&self, pass: &Pass<'_>, task: &Task<'_>, blocks: Range<usize>) -> Vec<KvBlock<'a, E>> {
+        let head_elements = BLOCK_TOKENS * pass.head_dim;
+        blocks
+            .map(|index| {
+                let block = pass.layout.block(task.slot, index) * pass.kv_heads + task.kv_head;
+                let elements = block * head_elements..(block + 1) * head_elements;
+                KvBlock {
+                    keys: &self.k[elements.clone()],
+                    values: &self.v[elements],
+                }
+            })
+            .collect()
     }
 }

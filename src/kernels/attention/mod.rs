@@ -1,13 +1,15 @@
 //! Attention over paged K/V, for token-flat passes that mix prefill chunks and decode rows.
 
 mod cpu;
-mod softmax;
+mod segment;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
+use half::f16;
+use half::vec::HalfBitsVecExt;
 
 use super::reference;
 use super::tensor_data::{is_on_cpu, with_slice};
@@ -48,8 +50,8 @@ impl PagedKv {
         if !matches!(dtype, DType::F32 | DType::F16) {
             bail!("K/V on the cpu is f32 or f16, not {dtype:?}");
         }
-        let k = Tensor::zeros((blocks, kv_heads, head_dim, BLOCK_TOKENS), dtype, device)?;
-        let v = Tensor::zeros((blocks, kv_heads, BLOCK_TOKENS, head_dim), dtype, device)?;
+        let k = untouched_zeros((blocks, kv_heads, head_dim, BLOCK_TOKENS), dtype)?;
+        let v = untouched_zeros((blocks, kv_heads, BLOCK_TOKENS, head_dim), dtype)?;
         Ok(Self {
             k,
             v,
@@ -90,6 +92,19 @@ impl PagedKv {
     /// Columns of a head.
     pub fn head_dim(&self) -> usize {
         self.head_dim
+    }
+}
+
+/// Zeros on the CPU that take no room until they are written: the system's fresh memory is zero already. Candle
+/// writes the zeros of f16.
+fn untouched_zeros(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    let shape = shape.into();
+    match dtype {
+        DType::F16 => {
+            let zeros = vec![0u16; shape.elem_count()].reinterpret_into::<f16>();
+            Tensor::from_vec(zeros, shape, &Device::Cpu)
+        }
+        dtype => Tensor::zeros(shape, dtype, &Device::Cpu),
     }
 }
 

@@ -10,16 +10,18 @@ mod avx2;
 mod avx512;
 mod portable;
 
+use std::sync::Arc;
+
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
 use super::isa::Isa;
 use super::lines::{self, Line};
-use super::panel::split_rows;
+use super::panel::{Panel, split_rows};
 use super::tensor_data::with_slice;
 use super::threads;
-use super::tiled::{MAX_PANEL_ROWS, Product, Sums, TILE_COLUMNS};
+use super::tiled::{Input, InputForm, Sums, TILE_COLUMNS, TiledWeight};
 
 /// A weight's number type.
 trait Element: WithDType {
@@ -96,29 +98,6 @@ impl DenseMatrix {
         })
     }
 
-    /// k
-    pub(super) fn in_features(&self) -> usize {
-        self.in_features
-    }
-
-    /// n
-    pub(super) fn out_features(&self) -> usize {
-        self.out_features
-    }
-
-    /// x: (rows, k) -> output: (rows, n), plus `bias` (n,) in each row.
-    pub(super) fn multiply(&self, isa: Isa, x: &[f32], bias: Option<&[f32]>, output: &mut [f32]) {
-        let (n, k) = (self.out_features, self.in_features);
-        let product = product(isa, x.len() / k, k, n, bias);
-        let x = interleave_rows(x, k, product.max_panel_rows);
-        let lines_per_tile = lines_per_tile(k, self.dtype.size_in_bytes());
-        product.run(output, |tile, panel, sums| {
-            let tile = lines::bytes(&self.lines[tile * lines_per_tile..(tile + 1) * lines_per_tile]);
-            let x = &x[panel.first_row * k..(panel.first_row + panel.rows) * k];
-            with_element!(self.dtype, E => multiply_tile::<E>(isa, tile, x, sums), else unreachable!("packed dtypes only"));
-        });
-    }
-
     /// Row `row` of the weight into `output` (k,).
     ///
     /// # Errors
@@ -138,6 +117,40 @@ impl DenseMatrix {
     }
 }
 
+impl TiledWeight for DenseMatrix {
+    fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn input_form(&self) -> InputForm {
+        InputForm::Floats
+    }
+
+    fn multiply_tile(
+        &self,
+        isa: Isa,
+        tile: usize,
+        input: &Input,
+        panel: &Panel,
+        sums: &mut Sums,
+    ) -> Result<()> {
+        let lines_per_tile = lines_per_tile(self.in_features, self.dtype.size_in_bytes());
+        let tile = lines::bytes(&self.lines[tile * lines_per_tile..(tile + 1) * lines_per_tile]);
+        let x = panel_of(input, panel);
+        with_element!(self.dtype, E => multiply_tile::<E>(isa, tile, x, sums), else unreachable!("packed dtypes only"));
+        Ok(())
+    }
+}
+
+/// The interleaved rows of a panel.
+fn panel_of<'a>(input: &'a Input, panel: &Panel) -> &'a [f32] {
+    &input.floats[panel.first_row * input.k..(panel.first_row + panel.rows) * input.k]
+}
+
 impl std::fmt::Debug for DenseMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
@@ -148,61 +161,59 @@ impl std::fmt::Debug for DenseMatrix {
     }
 }
 
-/// (rows, k) times a quantised (n, k) without tile kernels: a tile is widened to f32 each time it is needed.
-///
-/// # Errors
-/// When Candle cannot dequantise the weight.
-pub(super) fn multiply_widened(
-    weight: &QTensor,
-    isa: Isa,
-    x: &[f32],
-    bias: Option<&[f32]>,
-    output: &mut [f32],
-) -> Result<()> {
-    let (n, k) = weight.shape().dims2()?;
-    let product = product(isa, x.len() / k, k, n, bias);
-    let x = interleave_rows(x, k, product.max_panel_rows);
-    let failure = std::sync::Mutex::new(None);
-    product.run(output, |tile, panel, sums| {
-        let columns = tile * TILE_COLUMNS..n.min((tile + 1) * TILE_COLUMNS);
-        match widened_tile(weight, columns) {
-            Ok(lines) => {
-                let x = &x[panel.first_row * k..(panel.first_row + panel.rows) * k];
-                multiply_tile::<f32>(isa, lines::bytes(&lines), x, sums);
-            }
-            Err(error) => {
-                *failure
-                    .lock()
-                    .expect("nothing panics while it holds this lock") = Some(error)
-            }
-        }
-    });
-    failure
-        .into_inner()
-        .expect("nothing panics while it holds this lock")
-        .map_or(Ok(()), Err)
+/// A quantised weight without tile kernels: a tile is widened to f32 each time it is needed.
+#[derive(Debug)]
+pub(super) struct WidenedMatrix {
+    weight: Arc<QTensor>,
+    out_features: usize,
+    in_features: usize,
 }
 
-fn widened_tile(weight: &QTensor, columns: std::ops::Range<usize>) -> Result<Vec<Line>> {
-    let (_, k) = weight.shape().dims2()?;
-    let ids: Vec<u32> = columns.map(|column| column as u32).collect();
-    let rows = weight.embedding(&Tensor::new(ids.as_slice(), &Device::Cpu)?)?;
-    with_slice::<f32, _>(&rows, |rows| Ok(pack(rows, ids.len(), k)))
+impl WidenedMatrix {
+    /// # Errors
+    /// When the rank is not 2.
+    pub(super) fn new(weight: Arc<QTensor>) -> Result<Self> {
+        let (out_features, in_features) = weight.shape().dims2()?;
+        Ok(Self { weight, out_features, in_features })
+    }
+
+    /// The weight as it is in the file.
+    pub(super) fn weight(&self) -> &QTensor {
+        &self.weight
+    }
+
+    fn widened_tile(&self, tile: usize) -> Result<Vec<Line>> {
+        let columns = tile * TILE_COLUMNS..self.out_features.min((tile + 1) * TILE_COLUMNS);
+        let ids: Vec<u32> = columns.map(|column| column as u32).collect();
+        let rows = self.weight.embedding(&Tensor::new(ids.as_slice(), &Device::Cpu)?)?;
+        with_slice::<f32, _>(&rows, |rows| Ok(pack(rows, ids.len(), self.in_features)))
+    }
 }
 
-fn product<'a>(isa: Isa, rows: usize, k: usize, n: usize, bias: Option<&'a [f32]>) -> Product<'a> {
-    let max_panel_rows = if isa == Isa::Avx512 {
-        MAX_PANEL_ROWS
-    } else {
-        MAX_PANEL_ROWS / 2
-    };
-    Product {
-        rows,
-        k,
-        n,
-        max_panel_rows,
-        row_bytes: k * size_of::<f32>(),
-        bias,
+impl TiledWeight for WidenedMatrix {
+    fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn input_form(&self) -> InputForm {
+        InputForm::Floats
+    }
+
+    fn multiply_tile(
+        &self,
+        isa: Isa,
+        tile: usize,
+        input: &Input,
+        panel: &Panel,
+        sums: &mut Sums,
+    ) -> Result<()> {
+        let tile = self.widened_tile(tile)?;
+        multiply_tile::<f32>(isa, lines::bytes(&tile), panel_of(input, panel), sums);
+        Ok(())
     }
 }
 
@@ -230,7 +241,7 @@ fn pack<E: Element>(weight: &[E], n: usize, k: usize) -> Vec<Line> {
 }
 
 /// Per panel, the inputs of its rows side by side.
-fn interleave_rows(x: &[f32], k: usize, max_rows: usize) -> Vec<f32> {
+pub(super) fn interleave_rows(x: &[f32], k: usize, max_rows: usize) -> Vec<f32> {
     let mut interleaved = vec![0f32; x.len()];
     for panel in split_rows(x.len() / k, max_rows) {
         let range = panel.first_row * k..(panel.first_row + panel.rows) * k;

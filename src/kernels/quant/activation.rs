@@ -6,7 +6,7 @@ use crate::kernels::isa::per_isa;
 /// Thirty-two activations of one row, with what the kernels need beside them: x ≈ `scale * q`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(16))]
-pub(super) struct ActivationBlock {
+pub(in crate::kernels) struct ActivationBlock {
     /// -127 to 127.
     pub q: [i8; BLOCK],
     /// Largest magnitude / 127; not finite when an activation is not.

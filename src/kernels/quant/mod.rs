@@ -22,13 +22,14 @@ mod tile;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Result, bail};
 
-use self::activation::{ActivationBlock, quantize_row};
+pub(super) use self::activation::ActivationBlock;
+use self::activation::quantize_row;
 use self::format::{BLOCK, Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use super::isa::Isa;
 use super::lines::{self, Line};
-use super::panel::split_rows;
+use super::panel::{Panel, split_rows};
 use super::threads;
-use super::tiled::{MAX_PANEL_ROWS, Product, Sums, TILE_COLUMNS};
+use super::tiled::{Input, InputForm, Sums, TILE_COLUMNS, TiledWeight};
 
 /// Runs `$body` with `$format` naming the type that belongs to a dtype.
 macro_rules! with_format {
@@ -122,54 +123,6 @@ impl QuantMatrix {
         })
     }
 
-    /// k
-    pub(super) fn in_features(&self) -> usize {
-        self.in_features
-    }
-
-    /// n
-    pub(super) fn out_features(&self) -> usize {
-        self.out_features
-    }
-
-    /// x: (rows, k) -> output: (rows, n), plus `bias` (n,) in each row; with instructions that the processor has.
-    pub(super) fn multiply(&self, isa: Isa, x: &[f32], bias: Option<&[f32]>, output: &mut [f32]) {
-        with_format!(self.dtype, F => self.multiply_as::<F>(isa, x, bias, output), else unreachable!("packed formats only"));
-    }
-
-    fn multiply_as<F: Format>(
-        &self,
-        isa: Isa,
-        x: &[f32],
-        bias: Option<&[f32]>,
-        output: &mut [f32],
-    ) {
-        let (n, k) = (self.out_features, self.in_features);
-        let rows = x.len() / k;
-        assert_eq!(
-            (x.len(), output.len()),
-            (rows * k, rows * n),
-            "slices of whole rows"
-        );
-        let max_rows = max_panel_rows(isa);
-        let activations = quantize_rows::<F>(x, k, max_rows);
-        let blocks = k / BLOCK;
-        let groups = blocks / F::GROUP_BLOCKS;
-        let row_bytes = blocks * size_of::<ActivationBlock>();
-        let product = Product {
-            rows,
-            k,
-            n,
-            max_panel_rows: max_rows,
-            row_bytes,
-            bias,
-        };
-        product.run(output, |tile, panel, sums| {
-            let x = &activations[panel.first_row * blocks..(panel.first_row + panel.rows) * blocks];
-            multiply_tile::<F>(isa, self.tile(tile), groups, x, sums);
-        });
-    }
-
     fn tile(&self, tile: usize) -> &[u8] {
         lines::bytes(&self.lines[tile * self.lines_per_tile..(tile + 1) * self.lines_per_tile])
     }
@@ -196,6 +149,44 @@ impl QuantMatrix {
                 *output = if F::HAS_MIN { value + min } else { value };
             }
         }
+    }
+}
+
+impl TiledWeight for QuantMatrix {
+    fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn input_form(&self) -> InputForm {
+        with_format!(
+            self.dtype,
+            F => InputForm::Blocks { zero: F::ZERO, halves: F::HALVES },
+            else unreachable!("packed formats only")
+        )
+    }
+
+    #[inline]
+    fn multiply_tile(
+        &self,
+        isa: Isa,
+        tile: usize,
+        input: &Input,
+        panel: &Panel,
+        sums: &mut Sums,
+    ) -> Result<()> {
+        let blocks = self.in_features / BLOCK;
+        let x = &input.blocks[panel.first_row * blocks..(panel.first_row + panel.rows) * blocks];
+        let tile = self.tile(tile);
+        with_format!(
+            self.dtype,
+            F => multiply_tile::<F>(isa, tile, blocks / F::GROUP_BLOCKS, x, sums),
+            else unreachable!("packed formats only")
+        );
+        Ok(())
     }
 }
 
@@ -226,33 +217,37 @@ impl Packing<'_> {
     }
 }
 
-/// The most rows that fit the registers.
-fn max_panel_rows(isa: Isa) -> usize {
-    match isa {
-        Isa::Avx512 => MAX_PANEL_ROWS,
-        Isa::Avx2 | Isa::Portable => 4,
-    }
-}
-
 /// All rows in 8 bits, in panels: the blocks of a panel's rows interleaved.
-fn quantize_rows<F: Format>(x: &[f32], k: usize, max_rows: usize) -> Vec<ActivationBlock> {
+pub(super) fn quantize_rows(
+    x: &[f32],
+    k: usize,
+    max_rows: usize,
+    zero: i32,
+    halves: usize,
+) -> Vec<ActivationBlock> {
     let blocks = k / BLOCK;
     let mut activations = vec![ActivationBlock::EMPTY; x.len() / BLOCK];
     threads::for_each_chunk(
         &mut activations,
-        (max_rows * blocks).max(1),
-        |chunk, activations| {
-            let x = &x[chunk * max_rows * k..];
+        (rows_per_task(k).next_multiple_of(max_rows) * blocks).max(1),
+        |task, activations| {
+            let first = task * rows_per_task(k).next_multiple_of(max_rows);
             for panel in split_rows(activations.len() / blocks, max_rows) {
                 let out = &mut activations[panel.first_row * blocks..][..panel.rows * blocks];
                 for row in 0..panel.rows {
-                    let x = &x[(panel.first_row + row) * k..][..k];
-                    quantize_row(x, F::ZERO, F::HALVES, out, row, panel.rows);
+                    let x = &x[(first + panel.first_row + row) * k..][..k];
+                    quantize_row(x, zero, halves, out, row, panel.rows);
                 }
             }
         },
     );
     activations
+}
+
+/// So many rows that handing them to another thread costs little.
+fn rows_per_task(k: usize) -> usize {
+    const TASK_NUMBERS: usize = 16 * 1024;
+    (TASK_NUMBERS / k.max(1)).max(1)
 }
 
 /// One tile times one panel of as many rows as `sums`.

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use candle_core::quantized::QTensor;
 
 use super::*;
+use crate::kernels::tiled::{self, Product};
 use crate::kernels::test_numbers::{largest, numbers};
 
 const DTYPES: [GgmlDType; 8] = [
@@ -43,9 +44,8 @@ fn dequantized(weight: &QTensor) -> Vec<f32> {
 }
 
 fn multiply(matrix: &QuantMatrix, isa: Isa, x: &[f32]) -> Vec<f32> {
-    let mut output = vec![f32::NAN; x.len() / matrix.in_features * matrix.out_features];
-    matrix.multiply(isa, x, None, &mut output);
-    output
+    let product = Product { weight: matrix, bias: None, residual: None };
+    tiled::multiply(isa, x, matrix.in_features, &[product]).unwrap().remove(0)
 }
 
 /// x as the kernels see it: 8 bits per block of 32.

@@ -55,7 +55,7 @@ const TASKS_PER_THREAD: usize = 4;
 
 /// Runs `task(range)` over ranges that cover `0..count`, spread over the pool. An item takes about
 /// `item_operations` multiply-adds.
-pub(super) fn for_each_range(
+pub fn for_each_range(
     count: usize,
     item_operations: usize,
     task: impl Fn(Range<usize>) + Sync,
@@ -75,7 +75,7 @@ pub(super) fn for_each_range(
 }
 
 /// Runs `task(index, chunk)` for every chunk of `output`, spread over the pool. The last chunk may be shorter.
-pub(super) fn for_each_chunk<T: Send>(
+pub fn for_each_chunk<T: Send>(
     output: &mut [T],
     chunk: usize,
     task: impl Fn(usize, &mut [T]) + Sync,

@@ -1,8 +1,8 @@
 //! A small pool for short parallel loops, made for shared cores.
 //!
 //! The caller works too, and items are claimed one by one: a worker that lost its core, or never woke, costs nothing
-//! but the item that it holds. Workers linger for some microseconds between the loops of a model step and then
-//! park, so that an idle service burns nothing.
+//! but the item that it holds. Between the loops of a model step everybody lingers, which is cheaper than sleeping and
+//! waking; who has waited longer than that parks, so that an idle service burns nothing.
 #![allow(
     unsafe_code,
     reason = "workers borrow a loop that lives on the caller's stack"
@@ -10,12 +10,15 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-/// Turns of waiting before a thread parks: some ten microseconds, the order of a wake-up. The next loop of a step
-/// usually comes sooner.
-const LINGER_TURNS: usize = 300;
+/// How long a thread waits before it parks: longer than the pauses within a step, and about what parking and waking
+/// would take.
+const LINGER: Duration = Duration::from_micros(60);
+/// Turns of waiting between two looks at the clock, and before others may have the core.
+const TURNS: usize = 64;
 
 /// Threads that help a caller with its loops.
 pub(super) struct Pool {
@@ -26,19 +29,27 @@ pub(super) struct Pool {
 }
 
 struct Shared {
-    board: Mutex<Board>,
+    /// The number of the posted loop (upper half), whether it is open to helpers ([`OPEN`]), and how many are inside.
+    state: AtomicU64,
+    /// The posted loop. Changes only while nobody is inside.
+    work: AtomicPtr<Loop<'static>>,
+    /// Workers that are parked, or about to be.
+    parked: AtomicUsize,
+    /// Whether the caller is parked, or about to be.
+    caller_parked: AtomicBool,
+    parking: Mutex<()>,
     posted: Condvar,
     left: Condvar,
-    /// Counts posted loops; read without the lock while lingering.
-    generation: AtomicU64,
-    /// Workers inside the posted loop; changed under the lock, read without it while lingering.
-    inside: AtomicUsize,
 }
 
-/// What workers look at when they wake.
-struct Board {
-    /// The loop to help with, while its caller vouches for it.
-    posted: Option<LoopRef>,
+/// The posted loop may be entered.
+const OPEN: u64 = 1 << 31;
+/// How many are inside the posted loop.
+const INSIDE: u64 = OPEN - 1;
+
+/// The number of the loop that a state is about.
+fn number(state: u64) -> u64 {
+    state >> 32
 }
 
 /// A loop that lives on its caller's stack.
@@ -48,14 +59,6 @@ struct Loop<'a> {
     next: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
-
-/// A loop without its lifetime.
-#[derive(Clone, Copy)]
-struct LoopRef(*const Loop<'static>);
-
-// SAFETY: `Loop` is `Sync` (its task is), and the pointer is followed only between entering and leaving under the
-// lock of the board, which the caller waits for.
-unsafe impl Send for LoopRef {}
 
 impl Loop<'_> {
     /// Claims and runs items until none is left.
@@ -83,11 +86,13 @@ impl Pool {
     /// When the system refuses a thread.
     pub(super) fn new(workers: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            board: Mutex::new(Board { posted: None }),
+            state: AtomicU64::new(0),
+            work: AtomicPtr::new(std::ptr::null_mut()),
+            parked: AtomicUsize::new(0),
+            caller_parked: AtomicBool::new(false),
+            parking: Mutex::new(()),
             posted: Condvar::new(),
             left: Condvar::new(),
-            generation: AtomicU64::new(0),
-            inside: AtomicUsize::new(0),
         });
         for index in 0..workers {
             let shared = shared.clone();
@@ -124,10 +129,7 @@ impl Pool {
             next: AtomicUsize::new(0),
             panic: Mutex::new(None),
         };
-        self.shared.post(
-            LoopRef((&raw const work).cast()),
-            self.workers.min(count.saturating_sub(1)),
-        );
+        self.shared.post(&work);
         work.work();
         self.shared.withdraw();
         if let Some(panic) = lock(&work.panic).take() {
@@ -138,76 +140,105 @@ impl Pool {
 }
 
 impl Shared {
-    fn post(&self, work: LoopRef, helpers: usize) {
-        lock(&self.board).posted = Some(work);
-        self.generation.fetch_add(1, Ordering::Release);
-        for _ in 0..helpers {
-            self.posted.notify_one();
+    /// Opens a loop to helpers. Nobody is inside the one before it any more.
+    fn post(&self, work: &Loop<'_>) {
+        self.work.store((&raw const *work).cast_mut().cast(), Ordering::Relaxed);
+        let next = number(self.state.load(Ordering::Relaxed)) + 1;
+        self.state.store(next << 32 | OPEN, Ordering::Release);
+        // Either a worker about to park sees the loop, or this sees the worker.
+        fence(Ordering::SeqCst);
+        if self.parked.load(Ordering::Relaxed) > 0 {
+            let _parking = lock(&self.parking);
+            self.posted.notify_all();
         }
     }
 
     /// Takes the loop back, and waits for those inside it. Nobody enters afterwards.
     fn withdraw(&self) {
-        lock(&self.board).posted = None;
-        linger(|| self.inside.load(Ordering::Acquire) == 0);
-        let mut board = lock(&self.board);
-        while self.inside.load(Ordering::Acquire) > 0 {
-            board = self
-                .left
-                .wait(board)
-                .unwrap_or_else(PoisonError::into_inner);
+        self.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let is_empty = || self.state.load(Ordering::Acquire) & INSIDE == 0;
+        if linger(is_empty) {
+            return;
         }
+        self.caller_parked.store(true, Ordering::Relaxed);
+        // As in `post`, with the parts exchanged.
+        fence(Ordering::SeqCst);
+        let mut parking = lock(&self.parking);
+        while !is_empty() {
+            parking = self.left.wait(parking).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.caller_parked.store(false, Ordering::Relaxed);
     }
 
     fn help_forever(&self) {
         let mut seen = 0;
         loop {
-            linger(|| self.generation.load(Ordering::Acquire) != seen);
-            let work = self.enter(&mut seen);
-            // SAFETY: `enter` counted this thread in while the loop was posted, and its caller does not return
-            // before `leave` has counted it out.
-            unsafe { &*work.0 }.work();
-            self.leave();
+            let is_new = || number(self.state.load(Ordering::Acquire)) != seen;
+            if !linger(is_new) {
+                self.park(is_new);
+            }
+            if let Some(work) = self.enter(&mut seen) {
+                // SAFETY: `enter` counted this thread in while the loop was open, and its caller does not return
+                // before `leave` has counted it out.
+                unsafe { &*work }.work();
+                self.leave();
+            }
         }
     }
 
-    /// Waits for a loop that this worker has not seen.
-    fn enter(&self, seen: &mut u64) -> LoopRef {
-        let mut board = lock(&self.board);
+    fn park(&self, is_new: impl Fn() -> bool) {
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let mut parking = lock(&self.parking);
+        while !is_new() {
+            parking = self.posted.wait(parking).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.parked.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Counts this worker in, unless the newest loop is closed already.
+    fn enter(&self, seen: &mut u64) -> Option<*const Loop<'static>> {
+        let mut state = self.state.load(Ordering::Acquire);
         loop {
-            let generation = self.generation.load(Ordering::Acquire);
-            match board.posted {
-                Some(work) if generation != *seen => {
-                    *seen = generation;
-                    self.inside.fetch_add(1, Ordering::AcqRel);
-                    return work;
-                }
-                _ => {
-                    board = self
-                        .posted
-                        .wait(board)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
+            *seen = number(state);
+            if state & OPEN == 0 {
+                return None;
+            }
+            match self.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Acquire) {
+                // It stays the posted loop for as long as somebody is inside.
+                Ok(_) => return Some(self.work.load(Ordering::Relaxed)),
+                Err(now) => state = now,
             }
         }
     }
 
     fn leave(&self) {
-        // Under the lock, so that a caller about to wait cannot miss it.
-        let _board = lock(&self.board);
-        if self.inside.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.left.notify_one();
+        let before = self.state.fetch_sub(1, Ordering::AcqRel);
+        if before & (OPEN | INSIDE) == 1 {
+            fence(Ordering::SeqCst);
+            if self.caller_parked.load(Ordering::Relaxed) {
+                let _parking = lock(&self.parking);
+                self.left.notify_one();
+            }
         }
     }
 }
 
-/// Waits a little for `ready`; whether it came or not.
-fn linger(ready: impl Fn() -> bool) {
-    for _ in 0..LINGER_TURNS {
-        if ready() {
-            return;
+/// Waits a little for `ready`; whether it came.
+fn linger(ready: impl Fn() -> bool) -> bool {
+    let mut since = None;
+    loop {
+        for _ in 0..TURNS {
+            if ready() {
+                return true;
+            }
+            std::hint::spin_loop();
         }
-        std::hint::spin_loop();
+        if since.get_or_insert_with(Instant::now).elapsed() > LINGER {
+            return false;
+        }
+        // Somebody else may need the core, perhaps the one who is waited for.
+        std::thread::yield_now();
     }
 }
 

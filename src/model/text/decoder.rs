@@ -16,7 +16,7 @@ use crate::kernels::attention::{
     AttentionOptions, PagedKv, TokenLayout, paged_attention, write_kv,
 };
 use crate::kernels::embedding::Embedding;
-use crate::kernels::linear::Linear;
+use crate::kernels::linear::{Linear, forward_all};
 use crate::kernels::norm::rms_norm;
 use crate::kernels::rope::rope;
 use crate::model::ModelError;
@@ -159,8 +159,7 @@ impl Decoder {
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
             let rope = &self.ropes[layer.attention.rope];
-            let attended = layer.attend(&hidden, rope, &self.caches[index], layout)?;
-            hidden = (hidden + attended)?;
+            hidden = layer.attend(hidden, rope, &self.caches[index], layout)?;
             // After the last attention nothing reads the other tokens any more.
             if index == last {
                 if wanted.is_empty() {
@@ -169,52 +168,62 @@ impl Decoder {
                 let wanted = Tensor::new(wanted, &self.device)?;
                 hidden = hidden.index_select(&wanted, 0)?;
             }
-            let fed = layer.feed_forward(&hidden)?;
-            hidden = (hidden + fed)?;
+            hidden = layer.feed_forward(hidden)?;
         }
         self.final_norm.forward(&hidden)
     }
 
-    /// hidden: `(rows, hidden_size), f32` -> logits `(rows, vocab_size), f32`.
+    /// hidden: `(rows, hidden_size), f32` -> logits `(rows, vocab_size)`, row after row.
     ///
     /// # Errors
     /// What the device reports, memory above all.
-    pub fn logits(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+    pub fn logits(&self, hidden: &Tensor) -> candle_core::Result<Vec<f32>> {
+        let Some(cap) = self.config.logit_softcap else {
+            return self.head.forward_to_host(hidden);
+        };
         let logits = self.head.forward(hidden)?;
-        match self.config.logit_softcap {
-            None => Ok(logits),
-            Some(cap) => (logits / f64::from(cap))?.tanh()? * f64::from(cap),
-        }
+        let capped = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
+        capped.flatten_all()?.to_vec1()
     }
 }
 
 impl Layer {
+    /// hidden: `(tokens, hidden_size), f32` -> itself plus what attention says.
     fn attend(
         &self,
-        hidden: &Tensor,
+        hidden: Tensor,
         rope: &RopeTable,
         cache: &PagedKv,
         layout: &TokenLayout,
     ) -> candle_core::Result<Tensor> {
-        let normed = self.attention_norm.forward(hidden)?;
+        let normed = self.attention_norm.forward(&hidden)?;
         let attended = self.attention.forward(&normed, rope, cache, layout)?;
-        match &self.post_attention_norm {
-            None => Ok(attended),
-            Some(norm) => norm.forward(&attended),
-        }
+        project_and_add(&self.attention.output, &attended, self.post_attention_norm.as_ref(), hidden)
     }
 
-    fn feed_forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        let normed = self.feed_forward_norm.forward(hidden)?;
-        let fed = self.feed_forward.forward(&normed)?;
-        match &self.post_feed_forward_norm {
-            None => Ok(fed),
-            Some(norm) => norm.forward(&fed),
-        }
+    /// hidden: `(tokens, hidden_size), f32` -> itself plus what the feed-forward layers say.
+    fn feed_forward(&self, hidden: Tensor) -> candle_core::Result<Tensor> {
+        let normed = self.feed_forward_norm.forward(&hidden)?;
+        let gated = self.feed_forward.forward(&normed)?;
+        project_and_add(&self.feed_forward.down, &gated, self.post_feed_forward_norm.as_ref(), hidden)
+    }
+}
+
+/// `hidden + norm(layer(x))`, with the norm of models that have one there.
+fn project_and_add(
+    layer: &Linear,
+    x: &Tensor,
+    norm: Option<&NormWeight>,
+    hidden: Tensor,
+) -> candle_core::Result<Tensor> {
+    match norm {
+        None => layer.forward_add(x, &hidden),
+        Some(norm) => hidden + norm.forward(&layer.forward(x)?)?,
     }
 }
 
 impl Attention {
+    /// x: `(tokens, hidden_size), f32` -> `(tokens, heads * head_dim), f32`, before the output projection.
     fn forward(
         &self,
         x: &Tensor,
@@ -227,32 +236,27 @@ impl Attention {
         let heads = self.query.out_features() / head_dim;
         let positions = layout.positions();
 
-        let query = self.query.forward(x)?.reshape((tokens, heads, head_dim))?;
-        let query = norm_heads(self.query_norm.as_ref(), query)?;
+        let [query, key, value] = forward_all([&self.query, &self.key, &self.value], x)?;
+        let query = norm_heads(self.query_norm.as_ref(), query.reshape((tokens, heads, head_dim))?)?;
         let query = rope(&query, &table.cos, &table.sin, positions)?;
-
-        let key = self.key.forward(x)?.reshape((tokens, kv_heads, head_dim))?;
-        let key = norm_heads(self.key_norm.as_ref(), key)?;
+        let key = norm_heads(self.key_norm.as_ref(), key.reshape((tokens, kv_heads, head_dim))?)?;
         let key = rope(&key, &table.cos, &table.sin, positions)?;
-        let value = self.value.forward(x)?;
         let value = value.reshape((tokens, kv_heads, head_dim))?;
 
         write_kv(cache, &key, &value, layout)?;
         let attended = paged_attention(&query, cache, layout, &self.options)?;
-        self.output
-            .forward(&attended.reshape((tokens, heads * head_dim))?)
+        attended.reshape((tokens, heads * head_dim))
     }
 }
 
 impl FeedForward {
+    /// x: `(tokens, hidden_size), f32` -> `(tokens, intermediate_size), f32`, before the down projection.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let gate = self.gate.forward(x)?;
-        let up = self.up.forward(x)?;
-        let gated = match self.activation {
-            Activation::Silu => silu_mul(&gate, &up)?,
-            Activation::GeluTanh => gelu_tanh_mul(&gate, &up)?,
-        };
-        self.down.forward(&gated)
+        let [gate, up] = forward_all([&self.gate, &self.up], x)?;
+        match self.activation {
+            Activation::Silu => silu_mul(&gate, &up),
+            Activation::GeluTanh => gelu_tanh_mul(&gate, &up),
+        }
     }
 }
 

@@ -18,11 +18,10 @@ pub mod weights;
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use crate::batch::{BatchKey, Capacity, PlannedRow, RowCost, RowOutcome, Slot};
 use crate::job::{Job, TextJob};
 use crate::kernels::attention::TokenLayout;
+use crate::kernels::threads;
 use crate::model::{Admitted, Model, ModelError};
 
 use decoder::{Decoder, KvShape};
@@ -120,8 +119,7 @@ impl TextModel {
         let mut first = 0;
         while first < wanted.len() {
             let count = LOGIT_ROWS_AT_ONCE.min(wanted.len() - first);
-            let logits = self.decoder.logits(&hidden.narrow(0, first, count)?)?;
-            let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
+            let mut logits = self.decoder.logits(&hidden.narrow(0, first, count)?)?;
             self.hand_out(&mut logits, &mut uses);
             first += count;
         }
@@ -162,8 +160,10 @@ impl TextModel {
             pending.count -= count;
             parts.push((&mut *pending.row, position, part));
         }
-        parts.into_par_iter().for_each(|(row, position, part)| {
-            row.take_logits(position, part.chunks_exact_mut(vocab_size));
+        threads::for_each_chunk(&mut parts, 1, |_, part| {
+            for (row, position, logits) in part {
+                row.take_logits(*position, logits.chunks_exact_mut(vocab_size));
+            }
         });
         uses.retain(|pending| pending.count > 0);
     }
