@@ -84,7 +84,9 @@ impl Weight {
             Self::StockQuantized { dims, .. } => *dims,
             Self::StockDense(weight) => of_shape(weight.dims()),
             Self::Quant(_) | Self::Dense(_) | Self::Widened(_) => {
-                self.tiled().map_or((0, 0), |weight| (weight.out_features(), weight.in_features()))
+                self.tiled().map_or((0, 0), |weight| {
+                    (weight.out_features(), weight.in_features())
+                })
             }
         }
     }
@@ -161,12 +163,17 @@ impl Linear {
         let rows = self.check_input(x)?;
         let shape = (rows, self.out_features());
         if residual.dims() != [shape.0, shape.1] {
-            bail!("the residual has shape {:?}, the product {shape:?}", residual.dims());
+            bail!(
+                "the residual has shape {:?}, the product {shape:?}",
+                residual.dims()
+            );
         }
         if self.weight.tiled().is_none() {
             return self.forward(x)? + residual;
         }
-        let output = with_slice::<f32, _>(residual, |residual| multiply_layers([self], x, Some(residual)))?;
+        let output = with_slice::<f32, _>(residual, |residual| {
+            multiply_layers([self], x, Some(residual))
+        })?;
         let [output] = output;
         Tensor::from_vec(output, shape, &Device::Cpu)
     }
@@ -187,7 +194,10 @@ impl Linear {
     fn check_input(&self, x: &Tensor) -> Result<usize> {
         let (rows, k) = x.dims2()?;
         if k != self.in_features() {
-            bail!("the input has {k} columns, the weight takes {}", self.in_features());
+            bail!(
+                "the input has {k} columns, the weight takes {}",
+                self.in_features()
+            );
         }
         Ok(rows)
     }
@@ -196,7 +206,9 @@ impl Linear {
         let y = match &self.weight {
             Weight::StockQuantized { matmul, .. } => matmul.forward(&x.contiguous()?)?,
             Weight::StockDense(weight) => reference::dense_linear(x, weight)?,
-            Weight::Quant(_) | Weight::Dense(_) | Weight::Widened(_) => bail!("the weight is on the cpu"),
+            Weight::Quant(_) | Weight::Dense(_) | Weight::Widened(_) => {
+                bail!("the weight is on the cpu")
+            }
         };
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
@@ -220,7 +232,10 @@ impl Linear {
 ///
 /// # Errors
 /// When `x` is not (rows, k) f32 on the weights' device.
-pub fn forward_all<const LAYERS: usize>(layers: [&Linear; LAYERS], x: &Tensor) -> Result<[Tensor; LAYERS]> {
+pub fn forward_all<const LAYERS: usize>(
+    layers: [&Linear; LAYERS],
+    x: &Tensor,
+) -> Result<[Tensor; LAYERS]> {
     let mut rows = 0;
     for layer in layers {
         rows = layer.check_input(x)?;
@@ -232,7 +247,10 @@ pub fn forward_all<const LAYERS: usize>(layers: [&Linear; LAYERS], x: &Tensor) -
         });
         tensors.collect::<Result<_>>()?
     } else {
-        layers.iter().map(|layer| layer.forward_stock(x)).collect::<Result<_>>()?
+        layers
+            .iter()
+            .map(|layer| layer.forward_stock(x))
+            .collect::<Result<_>>()?
     };
     Ok(outputs.try_into().expect("an output for each layer"))
 }
@@ -246,12 +264,19 @@ fn multiply_layers<const LAYERS: usize>(
     let k = x.dim(1)?;
     let biases = layers.map(|layer| layer.bias.as_ref().map(Tensor::to_vec1::<f32>));
     let mut products = Vec::with_capacity(LAYERS);
-    let biases = biases.into_iter().map(Option::transpose).collect::<Result<Vec<_>>>()?;
+    let biases = biases
+        .into_iter()
+        .map(Option::transpose)
+        .collect::<Result<Vec<_>>>()?;
     for (layer, bias) in layers.iter().zip(&biases) {
         let Some(weight) = layer.weight.tiled() else {
             bail!("the weight is not on the cpu");
         };
-        products.push(Product { weight, bias: bias.as_deref(), residual });
+        products.push(Product {
+            weight,
+            bias: bias.as_deref(),
+            residual,
+        });
     }
     let outputs = with_slice::<f32, _>(x, |x| multiply(Isa::detected(), x, k, &products))?;
     Ok(outputs.try_into().expect("an output for each layer"))
@@ -361,7 +386,11 @@ mod tests {
             for rows in [1, 2, 3, 4, 5, 6, 7, 8, 11] {
                 let x = numbers(rows * k, 9);
                 let outputs = Isa::available().into_iter().map(|isa| {
-                    let product = Product { weight: &matrix, bias: None, residual: None };
+                    let product = Product {
+                        weight: &matrix,
+                        bias: None,
+                        residual: None,
+                    };
                     multiply(isa, &x, k, &[product]).unwrap().remove(0)
                 });
                 let outputs: Vec<_> = outputs.collect();

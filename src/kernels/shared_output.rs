@@ -50,6 +50,19 @@ impl<'a> SharedOutput<'a> {
         // SAFETY: inside the borrowed slice, which nobody reads meanwhile; disjoint by the contract above.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len()) }
     }
+
+    /// As [`Self::write`], of a length that the compiler knows.
+    #[inline(always)]
+    pub(super) fn write_array<const LEN: usize>(&self, at: usize, values: &[f32; LEN]) {
+        assert!(
+            at <= self.len && LEN <= self.len - at,
+            "write inside the output"
+        );
+        #[cfg(debug_assertions)]
+        self.written.fetch_add(LEN, Ordering::Relaxed);
+        // SAFETY: as in `write`; an array of f32 may lie at any f32.
+        unsafe { self.start.add(at).cast::<[f32; LEN]>().write(*values) }
+    }
 }
 
 /// Vectors of these lengths, filled by `fill`, which must write every element of each once.
@@ -63,7 +76,11 @@ pub(super) fn filled(lens: &[usize], fill: impl FnOnce(&[SharedOutput<'_>])) -> 
     fill(&outputs);
     #[cfg(debug_assertions)]
     for output in &outputs {
-        assert_eq!(output.written.load(Ordering::Relaxed), output.len, "every element is written once");
+        assert_eq!(
+            output.written.load(Ordering::Relaxed),
+            output.len,
+            "every element is written once"
+        );
     }
     drop(outputs);
     for (vector, &len) in vectors.iter_mut().zip(lens) {

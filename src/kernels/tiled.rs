@@ -51,7 +51,14 @@ pub(super) trait TiledWeight: Sync {
     ///
     /// # Errors
     /// When the tile cannot be read.
-    fn multiply_tile(&self, isa: Isa, tile: usize, input: &Input, panel: &Panel, sums: &mut Sums) -> Result<()>;
+    fn multiply_tile(
+        &self,
+        isa: Isa,
+        tile: usize,
+        input: &Input,
+        panel: &Panel,
+        sums: &mut Sums,
+    ) -> Result<()>;
 }
 
 /// One of several products with the same input.
@@ -70,7 +77,12 @@ pub(super) struct Product<'a> {
 ///
 /// # Errors
 /// When a tile cannot be read.
-pub(super) fn multiply(isa: Isa, x: &[f32], k: usize, products: &[Product<'_>]) -> Result<Vec<Vec<f32>>> {
+pub(super) fn multiply(
+    isa: Isa,
+    x: &[f32],
+    k: usize,
+    products: &[Product<'_>],
+) -> Result<Vec<Vec<f32>>> {
     let rows = x.len() / k;
     assert_eq!(x.len(), rows * k, "whole rows");
     let max_rows = max_panel_rows(isa);
@@ -86,7 +98,12 @@ pub(super) fn multiply(isa: Isa, x: &[f32], k: usize, products: &[Product<'_>]) 
         .map(|product| {
             let form = product.weight.input_form();
             let input = inputs.iter().find(|(other, _)| *other == form);
-            Walk { isa, rows, product: *product, input: &input.expect("prepared above").1 }
+            Walk {
+                isa,
+                rows,
+                product: *product,
+                input: &input.expect("prepared above").1,
+            }
         })
         .collect();
     let lens: Vec<usize> = walks.iter().map(|walk| rows * walk.n()).collect();
@@ -105,12 +122,17 @@ pub(super) fn multiply(isa: Isa, x: &[f32], k: usize, products: &[Product<'_>]) 
                 }
                 let part = part.start - tiles.start..part.end - tiles.start;
                 if let Err(error) = walk.run(part, &panels, max_rows, output) {
-                    *failure.lock().expect("nothing panics while it holds this lock") = Some(error);
+                    *failure
+                        .lock()
+                        .expect("nothing panics while it holds this lock") = Some(error);
                 }
             }
         });
     });
-    match failure.into_inner().expect("nothing panics while it holds this lock") {
+    match failure
+        .into_inner()
+        .expect("nothing panics while it holds this lock")
+    {
         Some(error) => Err(error),
         None => Ok(outputs),
     }
@@ -165,7 +187,8 @@ impl Walk<'_> {
                     let mut sums = [[0f32; TILE_COLUMNS]; MAX_PANEL_ROWS];
                     let sums = &mut sums[..panel.rows];
                     let weight = self.product.weight;
-                    outcome = outcome.and(weight.multiply_tile(self.isa, tile, self.input, panel, sums));
+                    outcome =
+                        outcome.and(weight.multiply_tile(self.isa, tile, self.input, panel, sums));
                     self.store(tile, panel, sums, output);
                 }
             }
@@ -189,7 +212,9 @@ impl Walk<'_> {
             let mut sums = *sums;
             for addend in [
                 self.product.bias.map(|bias| &bias[first..first + columns]),
-                self.product.residual.map(|residual| &residual[at..at + columns]),
+                self.product
+                    .residual
+                    .map(|residual| &residual[at..at + columns]),
             ]
             .into_iter()
             .flatten()
@@ -198,9 +223,8 @@ impl Walk<'_> {
                     *sum += addend;
                 }
             }
-            // Of constant length, the copy is one instruction.
             match columns {
-                TILE_COLUMNS => output.write(at, &sums),
+                TILE_COLUMNS => output.write_array(at, &sums),
                 columns => output.write(at, &sums[..columns]),
             }
         }

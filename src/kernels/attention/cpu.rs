@@ -129,12 +129,22 @@ impl Pass<'_> {
     pub(super) fn run(&self, kv: &PagedKv, output: &mut [f32]) -> Result<()> {
         let ((k, _), (v, _)) = (kv.k.storage_and_layout(), kv.v.storage_and_layout());
         match (&*k, &*v) {
-            (Storage::Cpu(CpuStorage::F32(k)), Storage::Cpu(CpuStorage::F32(v))) => {
-                self.run_tasks(&Store { k, v, attend: attend_f32 }, output)
-            }
-            (Storage::Cpu(CpuStorage::F16(k)), Storage::Cpu(CpuStorage::F16(v))) => {
-                self.run_tasks(&Store { k, v, attend: attend_f16 }, output)
-            }
+            (Storage::Cpu(CpuStorage::F32(k)), Storage::Cpu(CpuStorage::F32(v))) => self.run_tasks(
+                &Store {
+                    k,
+                    v,
+                    attend: attend_f32,
+                },
+                output,
+            ),
+            (Storage::Cpu(CpuStorage::F16(k)), Storage::Cpu(CpuStorage::F16(v))) => self.run_tasks(
+                &Store {
+                    k,
+                    v,
+                    attend: attend_f16,
+                },
+                output,
+            ),
             _ => bail!("K and V on the cpu are both f32 or both f16"),
         }
         Ok(())
@@ -143,26 +153,44 @@ impl Pass<'_> {
     fn run_tasks<E: KvElement>(&self, store: &Store<'_, E>, output: &mut [f32]) {
         let by_slot = self.layout.tokens_by_slot();
         let tasks = self.tasks(&by_slot);
-        if tasks.len() < threads::compute_threads() && tasks.iter().any(|task| task.segments.len() > 1) {
+        if tasks.len() < threads::compute_threads()
+            && tasks.iter().any(|task| task.segments.len() > 1)
+        {
             return self.run_split(&tasks, store, output);
         }
         let output = SharedOutput::new(output);
         self.for_each(&tasks, |task| {
-            self.attend(task, store, |row, seen| output.write(row * self.head_dim, seen.finish()));
+            self.attend(task, store, |row, seen| {
+                output.write(row * self.head_dim, seen.finish())
+            });
         });
     }
 
     /// Few queries with much to see: segments are spread over threads, and merged in order afterwards. The sums are those
     /// of a task that walks through them.
-    fn run_split<E: KvElement>(&self, tasks: &[Task<'_>], store: &Store<'_, E>, output: &mut [f32]) {
-        let segments = tasks.iter().map(|task| task.segments.end).max().unwrap_or(0);
+    fn run_split<E: KvElement>(
+        &self,
+        tasks: &[Task<'_>],
+        store: &Store<'_, E>,
+        output: &mut [f32],
+    ) {
+        let segments = tasks
+            .iter()
+            .map(|task| task.segments.end)
+            .max()
+            .unwrap_or(0);
         // Of each output row and segment: values, largest score, total.
         let entry = self.head_dim + 2;
         let mut partial = vec![0f32; output.len() / self.head_dim * segments * entry];
         let shared = SharedOutput::new(&mut partial);
         let parts: Vec<_> = tasks
             .iter()
-            .flat_map(|task| task.segments.clone().map(|segment| Task { segments: segment..segment + 1, ..*task }))
+            .flat_map(|task| {
+                task.segments.clone().map(|segment| Task {
+                    segments: segment..segment + 1,
+                    ..*task
+                })
+            })
             .collect();
         self.for_each(&parts, |part| {
             self.attend(part, store, |row, seen| {
@@ -197,7 +225,9 @@ impl Pass<'_> {
         for (&slot, tokens) in by_slot {
             for tokens in tokens.chunks(TASK_TOKENS) {
                 let positions = || tokens.iter().map(|&token| self.position(token));
-                let first = positions().min().map_or(0, |position| self.options.first_visible(position));
+                let first = positions()
+                    .min()
+                    .map_or(0, |position| self.options.first_visible(position));
                 let end = positions().max().map_or(0, |position| position + 1);
                 let segments = first / SEGMENT_TOKENS..end.div_ceil(SEGMENT_TOKENS);
                 tasks.extend((0..self.kv_heads).map(|kv_head| Task {
@@ -239,13 +269,35 @@ impl Pass<'_> {
             // Which of `rows` see the segment, and what of it.
             queries.extend(rows.iter().enumerate().filter_map(|(index, &row)| {
                 let position = self.position((row / self.heads) as u32);
-                let first = self.options.first_visible(position).max(segment * SEGMENT_TOKENS);
+                let first = self
+                    .options
+                    .first_visible(position)
+                    .max(segment * SEGMENT_TOKENS);
                 let end = (position + 1).min((segment + 1) * SEGMENT_TOKENS);
-                (first < end).then(|| (index, Query { q: &self.q[row * width..][..width], first, end }))
+                (first < end).then(|| {
+                    (
+                        index,
+                        Query {
+                            q: &self.q[row * width..][..width],
+                            first,
+                            end,
+                        },
+                    )
+                })
             }));
             for panel in queries.chunks_mut(panel_queries()) {
-                let first_block = panel.iter().map(|(_, query)| query.first).min().unwrap_or(0) / BLOCK_TOKENS;
-                let end_block = panel.iter().map(|(_, query)| query.end).max().unwrap_or(0).div_ceil(BLOCK_TOKENS);
+                let first_block = panel
+                    .iter()
+                    .map(|(_, query)| query.first)
+                    .min()
+                    .unwrap_or(0)
+                    / BLOCK_TOKENS;
+                let end_block = panel
+                    .iter()
+                    .map(|(_, query)| query.end)
+                    .max()
+                    .unwrap_or(0)
+                    .div_ceil(BLOCK_TOKENS);
                 let blocks = store.blocks(self, task, first_block..end_block);
                 let mut relative = [panel[0].1; MAX_PANEL];
                 for (relative, (_, query)) in relative.iter_mut().zip(panel.iter()) {
@@ -255,7 +307,12 @@ impl Pass<'_> {
                         ..*query
                     };
                 }
-                (store.attend)(&blocks, &relative[..panel.len()], self.options, &mut scratch);
+                (store.attend)(
+                    &blocks,
+                    &relative[..panel.len()],
+                    self.options,
+                    &mut scratch,
+                );
                 for (place, (index, _)) in panel.iter().enumerate() {
                     let (largest, total, values) = scratch.result(place, width);
                     seen[*index].merge(largest, total, values);
@@ -291,7 +348,12 @@ struct Store<'a, E> {
 
 impl<'a, E> Store<'a, E> {
     /// Blocks of a task's slot and head.
-    fn blocks(&self, pass: &Pass<'_>, task: &Task<'_>, blocks: Range<usize>) -> Vec<KvBlock<'a, E>> {
+    fn blocks(
+        &self,
+        pass: &Pass<'_>,
+        task: &Task<'_>,
+        blocks: Range<usize>,
+    ) -> Vec<KvBlock<'a, E>> {
         let head_elements = BLOCK_TOKENS * pass.head_dim;
         blocks
             .map(|index| {

@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
 use super::isa::Isa;
-use super::lines::{self, Line};
+use super::lines::{self, Line, Lines};
 use super::panel::{Panel, split_rows};
 use super::tensor_data::with_slice;
 use super::threads;
@@ -74,7 +74,7 @@ pub(super) struct DenseMatrix {
     dtype: DType,
     out_features: usize,
     in_features: usize,
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 impl DenseMatrix {
@@ -85,9 +85,14 @@ impl DenseMatrix {
     pub(super) fn pack(weight: &Tensor) -> Result<Self> {
         let (out_features, in_features) = weight.dims2()?;
         let dtype = weight.dtype();
-        let lines = with_element!(
+        let lines_per_tile = lines_per_tile(in_features, dtype.size_in_bytes());
+        let mut lines = Lines::zeroed(out_features.div_ceil(TILE_COLUMNS) * lines_per_tile)?;
+        with_element!(
             dtype,
-            E => with_slice::<E, _>(weight, |weight| Ok(pack(weight, out_features, in_features)))?,
+            E => with_slice::<E, _>(weight, |weight| {
+                pack(weight, out_features, in_features, &mut lines);
+                Ok(())
+            })?,
             else bail!("weights are f32, f16 or bf16, not {dtype:?}")
         );
         Ok(Self {
@@ -174,7 +179,11 @@ impl WidenedMatrix {
     /// When the rank is not 2.
     pub(super) fn new(weight: Arc<QTensor>) -> Result<Self> {
         let (out_features, in_features) = weight.shape().dims2()?;
-        Ok(Self { weight, out_features, in_features })
+        Ok(Self {
+            weight,
+            out_features,
+            in_features,
+        })
     }
 
     /// The weight as it is in the file.
@@ -185,8 +194,15 @@ impl WidenedMatrix {
     fn widened_tile(&self, tile: usize) -> Result<Vec<Line>> {
         let columns = tile * TILE_COLUMNS..self.out_features.min((tile + 1) * TILE_COLUMNS);
         let ids: Vec<u32> = columns.map(|column| column as u32).collect();
-        let rows = self.weight.embedding(&Tensor::new(ids.as_slice(), &Device::Cpu)?)?;
-        with_slice::<f32, _>(&rows, |rows| Ok(pack(rows, ids.len(), self.in_features)))
+        let rows = self
+            .weight
+            .embedding(&Tensor::new(ids.as_slice(), &Device::Cpu)?)?;
+        let mut lines = vec![Line::ZERO; lines_per_tile(self.in_features, size_of::<f32>())];
+        with_slice::<f32, _>(&rows, |rows| {
+            pack(rows, ids.len(), self.in_features, &mut lines);
+            Ok(())
+        })?;
+        Ok(lines)
     }
 }
 
@@ -221,10 +237,10 @@ fn lines_per_tile(k: usize, element_bytes: usize) -> usize {
     (k * TILE_COLUMNS * element_bytes).div_ceil(size_of::<Line>())
 }
 
-fn pack<E: Element>(weight: &[E], n: usize, k: usize) -> Vec<Line> {
+/// A weight of shape (n, k) into the tiles of `lines`, which are all zero before.
+fn pack<E: Element>(weight: &[E], n: usize, k: usize, lines: &mut [Line]) {
     let lines_per_tile = lines_per_tile(k, E::BYTES);
-    let mut lines = vec![Line::ZERO; n.div_ceil(TILE_COLUMNS) * lines_per_tile];
-    threads::for_each_chunk(&mut lines, lines_per_tile.max(1), |tile, lines| {
+    threads::for_each_chunk(lines, lines_per_tile.max(1), |tile, lines| {
         let tile_bytes = lines::bytes_mut(lines);
         let columns = tile * TILE_COLUMNS..n.min((tile + 1) * TILE_COLUMNS);
         for (column, row) in weight[columns.start * k..columns.end * k]
@@ -237,7 +253,6 @@ fn pack<E: Element>(weight: &[E], n: usize, k: usize) -> Vec<Line> {
             }
         }
     });
-    lines
 }
 
 /// Per panel, the inputs of its rows side by side.

@@ -46,8 +46,8 @@ unsafe fn multiply_part<F: Format, const R: usize>(
     unsafe {
         let mut totals = [_mm256_setzero_ps(); R];
         let mut quants = tile.add(part * 4 * COLUMNS);
-        let mut scales = tile.add(tile::quant_bytes::<F>(groups));
         for _ in 0..groups {
+            let scales = quants.add(F::GROUP_BLOCKS * F::QUANT_BYTES - part * 4 * COLUMNS);
             let group_scale = load_f16(scales.add(2 * part * COLUMNS));
             let group_min = match F::HAS_MIN {
                 true => load_f16(scales.add(2 * (TILE_COLUMNS + part * COLUMNS))),
@@ -79,7 +79,7 @@ unsafe fn multiply_part<F: Format, const R: usize>(
                 factors = factors.add(F::FACTOR_BYTES);
                 panel = panel.add(R);
             }
-            scales = scales.add(F::SCALE_BYTES);
+            quants = scales.add(F::SCALE_BYTES + part * 4 * COLUMNS);
         }
         for (sums, total) in sums.iter_mut().zip(totals) {
             _mm256_storeu_ps(sums.as_mut_ptr().add(part * COLUMNS), total);

@@ -68,6 +68,9 @@ pub(super) trait Format: Send + Sync + 'static {
     const SCALE_BYTES: usize =
         2 * TILE_COLUMNS * (1 + Self::HAS_MIN as usize) + Self::GROUP_BLOCKS * Self::FACTOR_BYTES;
 
+    /// Bytes of a tile per group.
+    const GROUP_BYTES: usize = Self::GROUP_BLOCKS * Self::QUANT_BYTES + Self::SCALE_BYTES;
+
     /// Reads one group of a file: [`Self::FILE_BYTES`] bytes.
     fn parse(bytes: &[u8]) -> Group;
 }

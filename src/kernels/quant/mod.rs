@@ -26,7 +26,7 @@ pub(super) use self::activation::ActivationBlock;
 use self::activation::quantize_row;
 use self::format::{BLOCK, Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use super::isa::Isa;
-use super::lines::{self, Line};
+use super::lines::{self, Line, Lines};
 use super::panel::{Panel, split_rows};
 use super::threads;
 use super::tiled::{Input, InputForm, Sums, TILE_COLUMNS, TiledWeight};
@@ -79,7 +79,7 @@ pub(super) struct QuantMatrix {
     out_features: usize,
     /// k
     in_features: usize,
-    lines: Vec<Line>,
+    lines: Lines,
     lines_per_tile: usize,
 }
 
@@ -113,7 +113,7 @@ impl QuantMatrix {
             in_features,
         };
         let (lines, lines_per_tile) =
-            with_format!(dtype, F => pack.run::<F>(), else bail!("no tile kernels for {dtype:?}"));
+            with_format!(dtype, F => pack.run::<F>()?, else bail!("no tile kernels for {dtype:?}"));
         Ok(Self {
             dtype,
             out_features,
@@ -141,9 +141,8 @@ impl QuantMatrix {
 
     fn dequantize_row_as<F: Format>(&self, row: usize, output: &mut [f32]) {
         let (tile, column) = (self.tile(row / TILE_COLUMNS), row % TILE_COLUMNS);
-        let groups = self.in_features / BLOCK / F::GROUP_BLOCKS;
         for (block, output) in output.chunks_exact_mut(BLOCK).enumerate() {
-            let (q, scales, min) = tile::block_of_column::<F>(tile, groups, block, column);
+            let (q, scales, min) = tile::block_of_column::<F>(tile, block, column);
             for (i, (output, q)) in output.iter_mut().zip(q).enumerate() {
                 let value = (i32::from(q) - F::ZERO) as f32 * scales[i / (BLOCK / 2)];
                 *output = if F::HAS_MIN { value + min } else { value };
@@ -199,21 +198,21 @@ struct Packing<'a> {
 
 impl Packing<'_> {
     /// The tiles, and the lines of each.
-    fn run<F: Format>(&self) -> (Vec<Line>, usize) {
+    fn run<F: Format>(&self) -> Result<(Lines, usize)> {
         let groups = self.in_features / (BLOCK * F::GROUP_BLOCKS);
         let row_bytes = groups * F::FILE_BYTES;
         let lines_per_tile = tile::tile_bytes::<F>(groups) / size_of::<Line>();
         let tiles = self.out_features.div_ceil(TILE_COLUMNS);
-        let mut lines = vec![Line::ZERO; tiles * lines_per_tile];
+        let mut lines = Lines::zeroed(tiles * lines_per_tile)?;
         if lines.is_empty() {
-            return (lines, lines_per_tile);
+            return Ok((lines, lines_per_tile));
         }
         threads::for_each_chunk(&mut lines, lines_per_tile, |tile, lines| {
             let rows = tile * TILE_COLUMNS..self.out_features.min((tile + 1) * TILE_COLUMNS);
             let bytes = &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
             tile::pack_tile::<F>(bytes, row_bytes, lines::bytes_mut(lines));
         });
-        (lines, lines_per_tile)
+        Ok((lines, lines_per_tile))
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) fn multiply_tile<F: Format>(
         let rows = sums.len();
         let mut totals = [0f32; MAX_PANEL_ROWS];
         for block in 0..groups * F::GROUP_BLOCKS {
-            let (q, scales, min) = tile::block_of_column::<F>(tile, groups, block, column);
+            let (q, scales, min) = tile::block_of_column::<F>(tile, block, column);
             for (row, total) in totals.iter_mut().take(rows).enumerate() {
                 *total = add_block::<F>(*total, &q, scales, min, &panel[block * rows + row]);
             }

@@ -4,8 +4,8 @@ use candle_core::Tensor;
 use candle_core::quantized::QTensor;
 
 use super::*;
-use crate::kernels::tiled::{self, Product};
 use crate::kernels::test_numbers::{largest, numbers};
+use crate::kernels::tiled::{self, Product};
 
 const DTYPES: [GgmlDType; 8] = [
     GgmlDType::Q4_0,
@@ -44,8 +44,14 @@ fn dequantized(weight: &QTensor) -> Vec<f32> {
 }
 
 fn multiply(matrix: &QuantMatrix, isa: Isa, x: &[f32]) -> Vec<f32> {
-    let product = Product { weight: matrix, bias: None, residual: None };
-    tiled::multiply(isa, x, matrix.in_features, &[product]).unwrap().remove(0)
+    let product = Product {
+        weight: matrix,
+        bias: None,
+        residual: None,
+    };
+    tiled::multiply(isa, x, matrix.in_features, &[product])
+        .unwrap()
+        .remove(0)
 }
 
 /// x as the kernels see it: 8 bits per block of 32.

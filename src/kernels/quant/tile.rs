@@ -1,6 +1,7 @@
 //! The packed weight: tiles of sixteen output columns, laid out so that a tile is read once from front to back.
 //!
-//! A tile holds the `q` of all blocks, then the scales of all groups. In a block, four consecutive weights of one
+//! A tile holds, group after group, the `q` of the group's blocks and then its scales: one stream, which the processor
+//! fetches ahead of the kernel. In a block, four consecutive weights of one
 //! column lie side by side, the sixteen columns of such a quad follow each other (64 bytes), and there are eight
 //! quads. With 4-bit low planes a byte holds quad `v` in its low and quad `v + 4` in its high nibble; the plane
 //! of the higher bits follows. That is the operand order of the dot-product instructions: sixteen lanes, four
@@ -15,28 +16,23 @@ pub(super) const QUAD_BYTES: usize = 4 * TILE_COLUMNS;
 
 /// Bytes of a tile over `groups` groups, rounded up to whole lines.
 pub(super) fn tile_bytes<F: Format>(groups: usize) -> usize {
-    (quant_bytes::<F>(groups) + groups * F::SCALE_BYTES).next_multiple_of(size_of::<Line>())
-}
-
-/// Bytes of a tile before its scales.
-pub(super) fn quant_bytes<F: Format>(groups: usize) -> usize {
-    groups * F::GROUP_BLOCKS * F::QUANT_BYTES
+    (groups * F::GROUP_BYTES).next_multiple_of(size_of::<Line>())
 }
 
 /// Packs up to sixteen rows of a file into a tile that is all zero before; missing columns stay zero.
 ///
 /// `rows`: the rows' bytes, `row_bytes` each.
 pub(super) fn pack_tile<F: Format>(rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
-    let groups = row_bytes / F::FILE_BYTES;
-    let (quants, scales) = tile.split_at_mut(quant_bytes::<F>(groups));
     for (column, row) in rows.chunks_exact(row_bytes).enumerate() {
         for (index, bytes) in row.chunks_exact(F::FILE_BYTES).enumerate() {
             let group = F::parse(bytes);
-            pack_scales::<F>(&group, column, &mut scales[index * F::SCALE_BYTES..]);
+            let tile = &mut tile[index * F::GROUP_BYTES..(index + 1) * F::GROUP_BYTES];
+            let (quants, scales) = tile.split_at_mut(F::GROUP_BLOCKS * F::QUANT_BYTES);
+            pack_scales::<F>(&group, column, scales);
             for block in 0..F::GROUP_BLOCKS {
                 let q = &group.q[block * BLOCK..(block + 1) * BLOCK];
-                let at = (index * F::GROUP_BLOCKS + block) * F::QUANT_BYTES;
-                pack_block::<F>(q, column, &mut quants[at..at + F::QUANT_BYTES]);
+                let quants = &mut quants[block * F::QUANT_BYTES..(block + 1) * F::QUANT_BYTES];
+                pack_block::<F>(q, column, quants);
             }
         }
     }
@@ -90,11 +86,13 @@ fn pack_scales<F: Format>(group: &Group, column: usize, out: &mut [u8]) {
 #[inline(always)]
 pub(super) fn block_of_column<F: Format>(
     tile: &[u8],
-    groups: usize,
     block: usize,
     column: usize,
 ) -> ([u8; BLOCK], [f32; 2], f32) {
-    let quants = &tile[block * F::QUANT_BYTES..(block + 1) * F::QUANT_BYTES];
+    let (group, block) = (block / F::GROUP_BLOCKS, block % F::GROUP_BLOCKS);
+    let group = &tile[group * F::GROUP_BYTES..(group + 1) * F::GROUP_BYTES];
+    let (quants, scales) = group.split_at(F::GROUP_BLOCKS * F::QUANT_BYTES);
+    let quants = &quants[block * F::QUANT_BYTES..(block + 1) * F::QUANT_BYTES];
     let mut q = [0u8; BLOCK];
     for (i, q) in q.iter_mut().enumerate() {
         let (quad, lane) = (i / 4, 4 * column + i % 4);
@@ -110,13 +108,12 @@ pub(super) fn block_of_column<F: Format>(
             _ => {}
         }
     }
-    let (scales, min) = scales_of_column::<F>(&tile[quant_bytes::<F>(groups)..], block, column);
+    let (scales, min) = scales_of_column::<F>(scales, block, column);
     (q, scales, min)
 }
 
 #[inline(always)]
-fn scales_of_column<F: Format>(scales: &[u8], block: usize, column: usize) -> ([f32; 2], f32) {
-    let group = &scales[block / F::GROUP_BLOCKS * F::SCALE_BYTES..];
+fn scales_of_column<F: Format>(group: &[u8], block: usize, column: usize) -> ([f32; 2], f32) {
     let f16_at = |at: usize| half::f16::from_le_bytes([group[2 * at], group[2 * at + 1]]).to_f32();
     let scale = f16_at(column);
     let min = if F::HAS_MIN {
@@ -128,7 +125,7 @@ fn scales_of_column<F: Format>(scales: &[u8], block: usize, column: usize) -> ([
         return ([scale; 2], min);
     }
     let header = F::SCALE_BYTES - F::GROUP_BLOCKS * F::FACTOR_BYTES;
-    let factors = &group[header + block % F::GROUP_BLOCKS * F::FACTOR_BYTES..];
+    let factors = &group[header + block * F::FACTOR_BYTES..];
     let factor = |row: usize| f32::from(factors[row * TILE_COLUMNS + column] as i8);
     let min = if F::HAS_MIN {
         min * factor(F::HALVES)

@@ -55,11 +55,7 @@ const TASKS_PER_THREAD: usize = 4;
 
 /// Runs `task(range)` over ranges that cover `0..count`, spread over the pool. An item takes about
 /// `item_operations` multiply-adds.
-pub fn for_each_range(
-    count: usize,
-    item_operations: usize,
-    task: impl Fn(Range<usize>) + Sync,
-) {
+pub fn for_each_range(count: usize, item_operations: usize, task: impl Fn(Range<usize>) + Sync) {
     let min_items = MIN_TASK_OPERATIONS.div_ceil(item_operations.max(1));
     let items = count
         .div_ceil(compute_threads() * TASKS_PER_THREAD)

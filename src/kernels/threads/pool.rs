@@ -142,7 +142,8 @@ impl Pool {
 impl Shared {
     /// Opens a loop to helpers. Nobody is inside the one before it any more.
     fn post(&self, work: &Loop<'_>) {
-        self.work.store((&raw const *work).cast_mut().cast(), Ordering::Relaxed);
+        self.work
+            .store((&raw const *work).cast_mut().cast(), Ordering::Relaxed);
         let next = number(self.state.load(Ordering::Relaxed)) + 1;
         self.state.store(next << 32 | OPEN, Ordering::Release);
         // Either a worker about to park sees the loop, or this sees the worker.
@@ -165,7 +166,10 @@ impl Shared {
         fence(Ordering::SeqCst);
         let mut parking = lock(&self.parking);
         while !is_empty() {
-            parking = self.left.wait(parking).unwrap_or_else(PoisonError::into_inner);
+            parking = self
+                .left
+                .wait(parking)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         self.caller_parked.store(false, Ordering::Relaxed);
     }
@@ -191,7 +195,10 @@ impl Shared {
         fence(Ordering::SeqCst);
         let mut parking = lock(&self.parking);
         while !is_new() {
-            parking = self.posted.wait(parking).unwrap_or_else(PoisonError::into_inner);
+            parking = self
+                .posted
+                .wait(parking)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         self.parked.fetch_sub(1, Ordering::Relaxed);
     }
@@ -204,7 +211,12 @@ impl Shared {
             if state & OPEN == 0 {
                 return None;
             }
-            match self.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Acquire) {
+            match self.state.compare_exchange_weak(
+                state,
+                state + 1,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
                 // It stays the posted loop for as long as somebody is inside.
                 Ok(_) => return Some(self.work.load(Ordering::Relaxed)),
                 Err(now) => state = now,

@@ -198,14 +198,24 @@ impl Layer {
     ) -> candle_core::Result<Tensor> {
         let normed = self.attention_norm.forward(&hidden)?;
         let attended = self.attention.forward(&normed, rope, cache, layout)?;
-        project_and_add(&self.attention.output, &attended, self.post_attention_norm.as_ref(), hidden)
+        project_and_add(
+            &self.attention.output,
+            &attended,
+            self.post_attention_norm.as_ref(),
+            hidden,
+        )
     }
 
     /// hidden: `(tokens, hidden_size), f32` -> itself plus what the feed-forward layers say.
     fn feed_forward(&self, hidden: Tensor) -> candle_core::Result<Tensor> {
         let normed = self.feed_forward_norm.forward(&hidden)?;
         let gated = self.feed_forward.forward(&normed)?;
-        project_and_add(&self.feed_forward.down, &gated, self.post_feed_forward_norm.as_ref(), hidden)
+        project_and_add(
+            &self.feed_forward.down,
+            &gated,
+            self.post_feed_forward_norm.as_ref(),
+            hidden,
+        )
     }
 }
 
@@ -237,9 +247,15 @@ impl Attention {
         let positions = layout.positions();
 
         let [query, key, value] = forward_all([&self.query, &self.key, &self.value], x)?;
-        let query = norm_heads(self.query_norm.as_ref(), query.reshape((tokens, heads, head_dim))?)?;
+        let query = norm_heads(
+            self.query_norm.as_ref(),
+            query.reshape((tokens, heads, head_dim))?,
+        )?;
         let query = rope(&query, &table.cos, &table.sin, positions)?;
-        let key = norm_heads(self.key_norm.as_ref(), key.reshape((tokens, kv_heads, head_dim))?)?;
+        let key = norm_heads(
+            self.key_norm.as_ref(),
+            key.reshape((tokens, kv_heads, head_dim))?,
+        )?;
         let key = rope(&key, &table.cos, &table.sin, positions)?;
         let value = value.reshape((tokens, kv_heads, head_dim))?;
 
