@@ -19,6 +19,7 @@ pub mod embedding;
 pub mod isa;
 pub mod linear;
 mod lines;
+pub mod logits;
 mod math;
 pub mod norm;
 mod panel;

@@ -27,6 +27,19 @@ pub(super) trait Vector: Copy {
     fn add(self, addend: Self) -> Self;
 }
 
+/// Asks for the cache line that holds this element, where the processor can be asked.
+#[inline(always)]
+pub(super) fn prefetch<T>(element: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint about memory that is there.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(element).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = element;
+}
+
 /// Sixteen lanes for processors without vectors that we know.
 impl Vector for [f32; 16] {
     #[inline(always)]

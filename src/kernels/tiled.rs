@@ -172,7 +172,7 @@ impl Walk<'_> {
         self.n().div_ceil(TILE_COLUMNS)
     }
 
-    /// Some tiles against all panels. What cannot be read is zero.
+    /// Some tiles against all panels. Columns that cannot be read get some number, beside the error.
     fn run(
         &self,
         tiles: Range<usize>,
@@ -181,14 +181,17 @@ impl Walk<'_> {
         output: &SharedOutput<'_>,
     ) -> Result<()> {
         let mut outcome = Ok(());
+        let mut sums = [[0f32; TILE_COLUMNS]; MAX_PANEL_ROWS];
         for panels in panels.chunks(self.panels_per_pass(max_rows)) {
             for tile in tiles.clone() {
                 for panel in panels {
-                    let mut sums = [[0f32; TILE_COLUMNS]; MAX_PANEL_ROWS];
                     let sums = &mut sums[..panel.rows];
                     let weight = self.product.weight;
-                    outcome =
-                        outcome.and(weight.multiply_tile(self.isa, tile, self.input, panel, sums));
+                    if let Err(error) =
+                        weight.multiply_tile(self.isa, tile, self.input, panel, sums)
+                    {
+                        outcome = Err(error);
+                    }
                     self.store(tile, panel, sums, output);
                 }
             }

@@ -11,7 +11,7 @@ use half::f16;
 use super::{AttentionOptions, BLOCK_TOKENS};
 use crate::kernels::isa::{Isa, per_isa};
 use crate::kernels::math::{exp, largest_lane, sum_lanes, tanh};
-use crate::kernels::simd::Vector;
+use crate::kernels::simd::{Vector, prefetch};
 
 /// Positions in a segment: few enough that the scores of a panel stay in the first-level cache.
 pub(super) const SEGMENT_TOKENS: usize = 512;
@@ -231,7 +231,12 @@ fn attend_panel<V: Vector, E: KvElement, const Q: usize>(
     }
     let (interleaved, _) = interleaved.as_chunks::<Q>();
     for (index, block) in blocks.iter().enumerate() {
-        let scores = block_scores::<V, E, Q>(interleaved, block.keys, options.scale);
+        // Blocks lie anywhere: nothing but this fetches ahead. After the last keys come the first values.
+        let next = match blocks.get(index + 1) {
+            Some(next) => next.keys,
+            None => blocks[0].values,
+        };
+        let scores = block_scores::<V, E, Q>(interleaved, block.keys, next, options.scale);
         for (row, scores) in scores.into_iter().enumerate() {
             let out = &mut scratch.scores[row][index * BLOCK_TOKENS..][..BLOCK_TOKENS];
             let (out, _) = out.as_chunks_mut::<LANES>();
@@ -248,11 +253,12 @@ fn attend_panel<V: Vector, E: KvElement, const Q: usize>(
     weigh_values::<V, E, Q>(blocks, queries, scratch);
 }
 
-/// The scores of all keys of a block, seen or not. queries: (width, Q)
+/// The scores of all keys of a block, seen or not, while `next`, a block too, is fetched. queries: (width, Q)
 #[inline(always)]
 fn block_scores<V: Vector, E: KvElement, const Q: usize>(
     queries: &[[f32; Q]],
     keys: &[E],
+    next: &[E],
     scale: f32,
 ) -> [[V; 2]; Q] {
     // Sums over even and odd inputs, so that more are in flight.
@@ -261,7 +267,10 @@ fn block_scores<V: Vector, E: KvElement, const Q: usize>(
     let (keys, _) = keys.as_chunks::<2>();
     let (pairs, last) = queries.as_chunks::<2>();
     let (key_pairs, last_keys) = keys.as_chunks::<2>();
-    for (pair, keys) in pairs.iter().zip(key_pairs) {
+    let (next, _) = next.as_chunks::<{ 4 * LANES }>();
+    for ((pair, keys), next) in pairs.iter().zip(key_pairs).zip(next) {
+        prefetch(&next[0]);
+        prefetch(&next[2 * LANES]);
         for parity in 0..2 {
             add_input::<V, E, Q>(&mut sums[parity], &pair[parity], &keys[parity]);
         }
@@ -429,7 +438,13 @@ fn add_columns<V: Vector, E: KvElement, const Q: usize, const C: usize>(
         let count = (BLOCK_TOKENS - offset).min(keys.end - key);
         let values = &blocks[key / BLOCK_TOKENS].values[offset * width..(offset + count) * width];
         let weights: [&[f32]; Q] = std::array::from_fn(|row| &weights[row][key..key + count]);
+        let next = blocks
+            .get(key / BLOCK_TOKENS + 1)
+            .map_or(values, |next| next.values);
         for (index, values) in values.chunks_exact(width).enumerate() {
+            for vector in (0..C).step_by(2) {
+                prefetch(&next[(index * width + column + vector * LANES).min(next.len() - 1)]);
+            }
             let (values, _) = values[column..].as_chunks::<LANES>();
             let values: &[[E; LANES]; C] = values.first_chunk().expect("as many columns as sums");
             let values: [V; C] = std::array::from_fn(|vector| E::load(&values[vector]));

@@ -62,25 +62,36 @@ fn quantize_block(x: &[f32; BLOCK], zero: i32, halves: usize) -> ActivationBlock
     } else {
         0.0
     };
-    let mut q = [0i8; BLOCK];
-    for (q, x) in q.iter_mut().zip(x) {
-        *q = round_to_i32(x * inverse) as i8;
-    }
-    let sum = |half: &[i8]| half.iter().map(|&q| i32::from(q)).sum::<i32>();
-    let sums = [sum(&q[..BLOCK / 2]), sum(&q[BLOCK / 2..])];
-    let total = sums[0] + sums[1];
+    let rounded: [i32; BLOCK] = std::array::from_fn(|i| round_to_i32(x[i] * inverse));
+    let (halves_of_block, _) = rounded.as_chunks::<{ BLOCK / 2 }>();
+    let sums = [
+        sum_sixteen(halves_of_block[0]),
+        sum_sixteen(halves_of_block[1]),
+    ];
+    let total = sums[0].wrapping_add(sums[1]);
     let scale = largest / 127.0;
     let start = if halves == 2 {
-        sums.map(|sum| -zero * sum)
+        sums.map(|sum| sum.wrapping_mul(-zero))
     } else {
-        [-zero * total, 0]
+        [total.wrapping_mul(-zero), 0]
     };
     ActivationBlock {
-        q,
+        q: rounded.map(|q| q as i8),
         scale,
         scaled_sum: scale * total as f32,
         start,
     }
+}
+
+/// As a tree of vectors. It wraps when an activation is not finite: then the scale is not finite either.
+#[inline(always)]
+fn sum_sixteen(mut lanes: [i32; 16]) -> i32 {
+    for width in [8, 4, 2, 1] {
+        for lane in 0..width {
+            lanes[lane] = lanes[lane].wrapping_add(lanes[lane + width]);
+        }
+    }
+    lanes[0]
 }
 
 /// Nearest integer, ties to even, for magnitudes far below 2²²: adding 1.5 * 2²³ leaves it in the low bits. Vectorises

@@ -4,22 +4,24 @@
 use std::cmp::Ordering;
 
 use crate::job::Sampling;
+use crate::kernels::logits;
 
 /// A token that may be drawn.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     pub(super) token: u32,
+    /// As the model gave it, with bias and penalties.
     pub(super) logit: f32,
-    /// Its probability's share, not normalised: the exponential of `logit`, once [`apply`] has seen it.
+    /// Its probability's share, not normalised.
     weight: f32,
 }
 
 impl Candidate {
-    pub(super) fn new(token: u32, logit: f32) -> Self {
+    fn new(token: usize, logit: f32, weight: f32) -> Self {
         Candidate {
-            token,
+            token: token as u32,
             logit,
-            weight: 0.0,
+            weight,
         }
     }
 
@@ -37,26 +39,61 @@ impl Candidate {
     }
 }
 
-/// Leaves the candidates that may be drawn, with their weights, in the order of their ids. Logits are
-/// divided by the temperature and relative to the best one, so none is above 0.
-pub(super) fn apply(sampling: &Sampling, candidates: &mut Vec<Candidate>) {
-    if sampling.top_k > 0 {
-        keep_best(candidates, sampling.top_k as usize);
-    }
-    for candidate in candidates.iter_mut() {
-        candidate.weight = candidate.logit.exp();
-    }
+/// The tokens that may be drawn, with their weights, in the order of their ids. `best_logit` is the largest.
+///
+/// A vocabulary has many tokens and a choice few: what cannot be chosen is left out before anything is sorted.
+pub(super) fn candidates(sampling: &Sampling, logits: &[f32], best_logit: f32) -> Vec<Candidate> {
+    let mut weights = vec![0.0; logits.len()];
+    let mut total = logits::weigh(logits, best_logit, sampling.temperature, &mut weights);
+    let mut candidates = if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
+        let top_k = sampling.top_k as usize;
+        let bound = logits::reached_by(logits, top_k).unwrap_or(f32::NEG_INFINITY);
+        let mut best = collect(logits, &weights, |logit, _| logit >= bound);
+        keep_best(&mut best, top_k);
+        total = sum(&best);
+        best
+    } else {
+        // Those below the bound weigh too little, all together, to be among the best that reach `top_p`.
+        let rest = 1.0 - f64::from(sampling.top_p.min(1.0));
+        let bound = (rest * total / logits.len() as f64) as f32 * (1.0 - f32::EPSILON);
+        collect(logits, &weights, |_, weight| weight >= bound)
+    };
     if sampling.top_p < 1.0 {
-        keep_top_p(candidates, f64::from(sampling.top_p));
+        let wanted = f64::from(sampling.top_p) * total;
+        keep_mass(&mut candidates, wanted, Candidate::best_first);
     }
     if sampling.min_p > 0.0 {
-        keep_min_p(candidates, f64::from(sampling.min_p));
+        keep_min_p(&mut candidates, f64::from(sampling.min_p));
     }
     if sampling.typical_p < 1.0 {
-        keep_typical(candidates, f64::from(sampling.typical_p));
+        keep_typical(
+            &mut candidates,
+            f64::from(sampling.typical_p),
+            f64::from(sampling.temperature),
+        );
     }
     // One order for all, however they were selected: a draw walks through it.
     candidates.sort_unstable_by_key(|candidate| candidate.token);
+    candidates
+}
+
+/// At least the `count` best tokens, without weights.
+pub(super) fn among_best(logits: &[f32], count: usize) -> Vec<Candidate> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let bound = logits::reached_by(logits, count).unwrap_or(f32::NEG_INFINITY);
+    let all = logits.iter().enumerate();
+    all.filter(|(_, logit)| **logit >= bound)
+        .map(|(token, &logit)| Candidate::new(token, logit, 0.0))
+        .collect()
+}
+
+fn collect(logits: &[f32], weights: &[f32], keep: impl Fn(f32, f32) -> bool) -> Vec<Candidate> {
+    let all = logits.iter().zip(weights).enumerate();
+    all.filter(|(_, (logit, weight))| keep(**logit, **weight))
+        .map(|(token, (&logit, &weight))| Candidate::new(token, logit, weight))
+        .collect()
 }
 
 /// Keeps the `count` best, in no particular order.
@@ -67,12 +104,6 @@ pub(super) fn keep_best(candidates: &mut Vec<Candidate>, count: usize) {
     }
 }
 
-/// Keeps the fewest best whose probabilities together reach `top_p`.
-fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
-    let wanted = top_p * total(candidates);
-    keep_mass(candidates, wanted, Candidate::best_first);
-}
-
 /// Keeps those whose probability is at least `min_p` of the best one's.
 fn keep_min_p(candidates: &mut Vec<Candidate>, min_p: f64) {
     let best = candidates.iter().map(Candidate::weight).fold(0.0, f64::max);
@@ -81,12 +112,18 @@ fn keep_min_p(candidates: &mut Vec<Candidate>, min_p: f64) {
 
 /// Locally typical sampling (arXiv 2202.00666): keeps those whose surprise is nearest to the
 /// distribution's entropy, the fewest whose probabilities together reach `typical_p`.
-fn keep_typical(candidates: &mut Vec<Candidate>, typical_p: f64) {
+fn keep_typical(candidates: &mut Vec<Candidate>, typical_p: f64, temperature: f64) {
     candidates.retain(|candidate| candidate.weight > 0.0);
-    let total = total(candidates);
-    // A token's surprise is `log_total - logit`; the entropy is the mean surprise.
+    let total = sum(candidates);
+    // A token's surprise is the logarithm of the total less that of its weight; the entropy is the mean surprise.
+    let best = candidates
+        .iter()
+        .map(|candidate| candidate.logit)
+        .fold(f32::NEG_INFINITY, f32::max);
     let log_total = total.ln();
-    let surprise = |candidate: &Candidate| log_total - f64::from(candidate.logit);
+    let surprise = |candidate: &Candidate| {
+        log_total - (f64::from(candidate.logit) - f64::from(best)) / temperature
+    };
     let entropy = candidates
         .iter()
         .map(|candidate| candidate.weight() / total * surprise(candidate))
@@ -130,6 +167,6 @@ fn keep_mass(
     }
 }
 
-fn total(candidates: &[Candidate]) -> f64 {
+fn sum(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(Candidate::weight).sum()
 }

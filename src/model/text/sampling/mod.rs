@@ -24,6 +24,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::job::{Sampling, TextJob};
+use crate::kernels::logits;
 use filters::Candidate;
 
 /// A row's logits are not finite: the row fails, alone.
@@ -80,7 +81,8 @@ impl TokenSampler {
     /// # Errors
     /// [`NonFiniteLogits`] for a NaN or positive infinity, or if nothing is left to choose.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<Sampled, NonFiniteLogits> {
-        check_finite(logits)?;
+        // Bias could hide what is wrong.
+        best_token(logits)?;
         let raw = self.logprobs.map(|_| logits.to_vec());
         self.adjust(logits);
         let token = self.choose(logits)?;
@@ -133,18 +135,11 @@ impl TokenSampler {
     }
 
     fn choose(&self, logits: &[f32]) -> Result<u32, NonFiniteLogits> {
-        let (best, best_logit) = best_token(logits).ok_or(NonFiniteLogits)?;
+        let (best, best_logit) = best_token(logits)?;
         if self.sampling.temperature == 0.0 {
             return Ok(best);
         }
-        // Relative to the best, so that no exponential overflows, however low the temperature.
-        let mut candidates: Vec<Candidate> = (0..)
-            .zip(logits)
-            .map(|(token, &logit)| {
-                Candidate::new(token, (logit - best_logit) / self.sampling.temperature)
-            })
-            .collect();
-        filters::apply(&self.sampling, &mut candidates);
+        let candidates = filters::candidates(&self.sampling, logits, best_logit);
         Ok(draw(&candidates, self.random()))
     }
 
@@ -173,14 +168,6 @@ impl TokenSampler {
     }
 }
 
-fn check_finite(logits: &[f32]) -> Result<(), NonFiniteLogits> {
-    let is_wrong = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
-    if logits.iter().any(is_wrong) {
-        return Err(NonFiniteLogits);
-    }
-    Ok(())
-}
-
 /// Changes one logit; a token outside the vocabulary has none. An overflow ends at the largest
 /// number, so that extreme settings stay comparable.
 fn change(logits: &mut [f32], token: u32, change: impl FnOnce(f32) -> f32) {
@@ -189,17 +176,10 @@ fn change(logits: &mut [f32], token: u32, change: impl FnOnce(f32) -> f32) {
     }
 }
 
-/// The token with the highest logit, the lowest id among equals; none if nothing may be chosen.
-fn best_token(logits: &[f32]) -> Option<(u32, f32)> {
-    let mut best = None;
-    let mut best_logit = f32::NEG_INFINITY;
-    for (token, &logit) in (0..).zip(logits) {
-        if logit > best_logit {
-            best = Some((token, logit));
-            best_logit = logit;
-        }
-    }
-    best
+/// The token with the highest logit, the lowest id among equals.
+fn best_token(logits: &[f32]) -> Result<(u32, f32), NonFiniteLogits> {
+    let (index, logit) = logits::best(logits).ok_or(NonFiniteLogits)?;
+    Ok((index as u32, logit))
 }
 
 /// The candidate that `random` in `[0, 1)` falls on, when each takes a share by its weight.
@@ -228,23 +208,12 @@ pub fn log_probabilities(
     token: u32,
     top: usize,
 ) -> Result<(f32, Vec<(u32, f32)>), NonFiniteLogits> {
-    check_finite(logits)?;
-    let (_, best_logit) = best_token(logits).ok_or(NonFiniteLogits)?;
-    let total: f64 = logits
-        .iter()
-        .map(|&logit| f64::from((logit - best_logit).exp()))
-        .sum();
+    let (_, best_logit) = best_token(logits)?;
+    let total = logits::weigh(logits, best_logit, 1.0, &mut vec![0.0; logits.len()]);
     let log_total = total.ln() as f32;
     let log_probability = |logit: f32| logit - best_logit - log_total;
 
-    let mut best: Vec<Candidate> = if top == 0 {
-        Vec::new()
-    } else {
-        (0..)
-            .zip(logits)
-            .map(|(token, &logit)| Candidate::new(token, logit))
-            .collect()
-    };
+    let mut best = filters::among_best(logits, top);
     filters::keep_best(&mut best, top);
     best.sort_unstable_by(Candidate::best_first);
     let own = logits

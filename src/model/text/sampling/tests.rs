@@ -77,11 +77,7 @@ fn plain_distribution(sampling: &Sampling, logits: &[f32]) -> Vec<(usize, f64)> 
 /// What the sampler may draw, with its probability, in the order of ids.
 fn distribution(sampling: &Sampling, logits: &[f32]) -> Vec<(usize, f64)> {
     let (_, best) = best_token(logits).unwrap();
-    let mut candidates: Vec<Candidate> = (0..)
-        .zip(logits)
-        .map(|(token, &logit)| Candidate::new(token, (logit - best) / sampling.temperature))
-        .collect();
-    filters::apply(sampling, &mut candidates);
+    let candidates = filters::candidates(sampling, logits, best);
     let total: f64 = candidates.iter().map(Candidate::weight).sum();
     candidates
         .iter()
