@@ -403,6 +403,56 @@ mod tests {
     }
 
     #[test]
+    fn layers_together_equal_each_alone_on_any_thread() {
+        let weight = |n, dtype| QTensor::quantize(&tensor(n, 256, n as u64), dtype).unwrap();
+        let a = Linear::quantized(weight(48, GgmlDType::Q4K), None).unwrap();
+        let bias = tensor(1, 7, 8).flatten_all().unwrap();
+        let b = Linear::quantized(weight(7, GgmlDType::Q6K), Some(bias)).unwrap();
+        let c = Linear::dense(tensor(33, 256, 5), None).unwrap();
+        for rows in [1, 3, 40] {
+            let x = tensor(rows, 256, 4);
+            let alone: Vec<_> = [&a, &b, &c]
+                .map(|layer| values(&layer.forward(&x).unwrap()))
+                .into();
+            let together = || forward_all([&a, &b, &c], &x).unwrap().map(|y| values(&y));
+            assert_eq!(together().to_vec(), alone);
+            // Within a loop of the pool a product runs on one thread.
+            let on_one_thread = std::sync::Mutex::new(Vec::new());
+            crate::kernels::threads::for_each_chunk(&mut [0; 2], 1, |_, _| {
+                on_one_thread.lock().unwrap().push(together().to_vec());
+            });
+            assert!(
+                on_one_thread
+                    .into_inner()
+                    .unwrap()
+                    .iter()
+                    .all(|each| *each == alone)
+            );
+        }
+    }
+
+    #[test]
+    fn a_residual_is_added_and_must_fit() {
+        let layer = Linear::quantized(
+            QTensor::quantize(&tensor(35, 64, 3), GgmlDType::Q4_0).unwrap(),
+            None,
+        )
+        .unwrap();
+        let (x, residual) = (tensor(5, 64, 4), tensor(5, 35, 6));
+        let expected = (layer.forward(&x).unwrap() + &residual).unwrap();
+        assert_eq!(
+            values(&layer.forward_add(&x, &residual).unwrap()),
+            values(&expected)
+        );
+        assert!(layer.forward_add(&x, &tensor(4, 35, 6)).is_err());
+        assert!(layer.forward_add(&x, &tensor(5, 34, 6)).is_err());
+        assert_eq!(
+            layer.forward_to_host(&x).unwrap(),
+            values(&layer.forward(&x).unwrap())
+        );
+    }
+
+    #[test]
     fn a_bias_is_added_to_every_row() {
         for dtype in [DType::F32, DType::F16] {
             let bias = tensor(1, 35, 8)

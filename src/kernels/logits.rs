@@ -54,7 +54,7 @@ fn find_best_body(logits: &[f32], found: &mut Best) {
     for chunk in chunks {
         for lane in 0..LANES {
             // Not a number, or plus infinity.
-            wrong[lane] |= u32::from(!(chunk[lane] < f32::INFINITY));
+            wrong[lane] |= u32::from(chunk[lane].is_nan() | (chunk[lane] == f32::INFINITY));
             largest[lane] = if chunk[lane] > largest[lane] {
                 chunk[lane]
             } else {
@@ -62,7 +62,10 @@ fn find_best_body(logits: &[f32], found: &mut Best) {
             };
         }
     }
-    found.is_wrong = wrong.contains(&1) || rest.iter().any(|logit| !(*logit < f32::INFINITY));
+    found.is_wrong = wrong.contains(&1)
+        || rest
+            .iter()
+            .any(|logit| logit.is_nan() | (*logit == f32::INFINITY));
     found.largest = largest
         .iter()
         .chain(rest)

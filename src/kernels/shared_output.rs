@@ -9,6 +9,8 @@ use std::marker::PhantomData;
 #[cfg(debug_assertions)]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::simd::prefetch;
+
 /// A slice that threads write disjoint parts of.
 pub(super) struct SharedOutput<'a> {
     start: *mut f32,
@@ -35,6 +37,12 @@ impl<'a> SharedOutput<'a> {
             written: AtomicUsize::new(0),
             borrow: PhantomData,
         }
+    }
+
+    /// Fetches what [`Self::write`] will write to.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, at: usize) {
+        prefetch(self.start.wrapping_add(at));
     }
 
     /// Copies `values` to `at..`. No two threads may write the same element: kernels cut work so that a task owns

@@ -27,17 +27,17 @@ pub(super) trait Vector: Copy {
     fn add(self, addend: Self) -> Self;
 }
 
-/// Asks for the cache line that holds this element, where the processor can be asked.
+/// Asks for the cache line at an address, where the processor can be asked.
 #[inline(always)]
-pub(super) fn prefetch<T>(element: &T) {
+pub(super) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint about memory that is there.
+    // SAFETY: a hint, which may point anywhere.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(element).cast());
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = element;
+    let _ = address;
 }
 
 /// Sixteen lanes for processors without vectors that we know.

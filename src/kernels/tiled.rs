@@ -10,6 +10,7 @@ use super::isa::Isa;
 use super::panel::{Panel, split_rows};
 use super::quant::{ActivationBlock, quantize_rows};
 use super::shared_output::{SharedOutput, filled};
+use super::simd::prefetch;
 use super::threads;
 
 /// Output columns (rows of the stored weight) in a tile.
@@ -187,6 +188,7 @@ impl Walk<'_> {
                 for panel in panels {
                     let sums = &mut sums[..panel.rows];
                     let weight = self.product.weight;
+                    self.fetch(tile, panel, output);
                     if let Err(error) =
                         weight.multiply_tile(self.isa, tile, self.input, panel, sums)
                     {
@@ -206,30 +208,46 @@ impl Walk<'_> {
         (PASS_BYTES / (max_rows * bytes / self.rows.max(1)).max(1)).max(1)
     }
 
-    /// Adds bias and residual, and writes the columns that exist.
-    fn store(&self, tile: usize, panel: &Panel, sums: &Sums, output: &SharedOutput<'_>) {
-        let (n, first) = (self.n(), tile * TILE_COLUMNS);
-        let columns = TILE_COLUMNS.min(n - first);
-        for (row, sums) in sums.iter().enumerate() {
-            let at = (panel.first_row + row) * n + first;
-            let mut sums = *sums;
-            for addend in [
-                self.product.bias.map(|bias| &bias[first..first + columns]),
-                self.product
-                    .residual
-                    .map(|residual| &residual[at..at + columns]),
-            ]
-            .into_iter()
-            .flatten()
-            {
-                for (sum, addend) in sums.iter_mut().zip(addend) {
-                    *sum += addend;
-                }
-            }
-            match columns {
-                TILE_COLUMNS => output.write_array(at, &sums),
-                columns => output.write(at, &sums[..columns]),
+    /// Fetches what [`Self::store`] will touch: a line here and there, in rows that lie far apart.
+    fn fetch(&self, tile: usize, panel: &Panel, output: &SharedOutput<'_>) {
+        for row in panel.first_row..panel.first_row + panel.rows {
+            let at = row * self.n() + tile * TILE_COLUMNS;
+            output.prefetch(at);
+            if let Some(residual) = self.product.residual {
+                prefetch(&raw const residual[at]);
             }
         }
+    }
+
+    /// Adds bias and residual, and writes the columns that exist.
+    fn store(&self, tile: usize, panel: &Panel, sums: &mut Sums, output: &SharedOutput<'_>) {
+        let (n, first) = (self.n(), tile * TILE_COLUMNS);
+        let columns = TILE_COLUMNS.min(n - first);
+        let place = |row: usize| (panel.first_row + row) * n + first;
+        if let Some(bias) = self.product.bias {
+            for sums in sums.iter_mut() {
+                add(sums, &bias[first..first + columns]);
+            }
+        }
+        if let Some(residual) = self.product.residual {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                add(sums, &residual[place(row)..place(row) + columns]);
+            }
+        }
+        if columns == TILE_COLUMNS {
+            for (row, sums) in sums.iter().enumerate() {
+                output.write_array(place(row), sums);
+            }
+        } else {
+            for (row, sums) in sums.iter().enumerate() {
+                output.write(place(row), &sums[..columns]);
+            }
+        }
+    }
+}
+
+fn add(sums: &mut [f32], addend: &[f32]) {
+    for (sum, addend) in sums.iter_mut().zip(addend) {
+        *sum += addend;
     }
 }

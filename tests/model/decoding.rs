@@ -44,7 +44,10 @@ impl Decoding {
             .forward(&tokens, &layout, &wanted)
             .expect("a pass");
         let logits = self.decoder.logits(&hidden).expect("logits");
-        logits.to_vec2().expect("f32 rows")
+        logits
+            .chunks(logits.len() / tokens.len())
+            .map(<[f32]>::to_vec)
+            .collect()
     }
 
     /// The `count` most probable tokens after `prompt`, one by one, in slot 0.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use girandole::batch::Slot;
-use girandole::model::device::DeviceSpec;
+use girandole::model::device::{DeviceSpec, FloatType};
 use girandole::model::text::config::{Activation, DecoderConfig, hugging_face};
 use girandole::model::text::decoder::{Decoder, KvShape};
 use girandole::model::text::options::TextOptions;
@@ -35,6 +35,8 @@ pub(crate) fn config(family: &str) -> DecoderConfig {
 fn load(family: &str, config: &DecoderConfig, served_context: u64) -> Decoding {
     let options = TextOptions {
         max_context: Some(served_context as u32),
+        // The reference computes in f32.
+        kv_dtype: Some(FloatType::F32),
         ..TextOptions::default()
     };
     let kv: KvShape = options

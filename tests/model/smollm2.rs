@@ -10,7 +10,7 @@ use candle_core::{Device, IndexOp, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use girandole::batch::{FinishReason, Next};
 use girandole::job::TextJob;
-use girandole::model::device::DeviceSpec;
+use girandole::model::device::{DeviceSpec, FloatType};
 use girandole::model::loader::{TextAssets, build, load_assets};
 use girandole::model::manifest::ModelFiles;
 use girandole::model::text::config;
@@ -47,9 +47,12 @@ fn load(path: &Path) -> (Decoder, KvShape) {
     let file = GgufFile::open(path).expect("a GGUF file");
     let factors = file.rope_factors().expect("readable");
     let config = config::gguf::parse(file.content(), &factors).expect("a known family");
-    let kv = TextOptions::default()
-        .kv_shape(&config, DeviceSpec::Cpu)
-        .expect("valid");
+    // The reference computes in f32.
+    let options = TextOptions {
+        kv_dtype: Some(FloatType::F32),
+        ..TextOptions::default()
+    };
+    let kv = options.kv_shape(&config, DeviceSpec::Cpu).expect("valid");
     let mut source = GgufWeights::new(&file, None, &Device::Cpu);
     (
         Decoder::load(&config, &mut source, &kv).expect("complete"),

@@ -115,9 +115,9 @@ impl Seen {
         };
         let (keep, add) = (exp(self.largest - larger), exp(largest - larger));
         self.largest = larger;
-        self.total = self.total.mul_add(keep, total * add);
+        self.total = self.total * keep + total * add;
         for (sum, value) in self.values.iter_mut().zip(values) {
-            *sum = sum.mul_add(keep, value * add);
+            *sum = *sum * keep + value * add;
         }
     }
 
@@ -269,8 +269,8 @@ fn block_scores<V: Vector, E: KvElement, const Q: usize>(
     let (key_pairs, last_keys) = keys.as_chunks::<2>();
     let (next, _) = next.as_chunks::<{ 4 * LANES }>();
     for ((pair, keys), next) in pairs.iter().zip(key_pairs).zip(next) {
-        prefetch(&next[0]);
-        prefetch(&next[2 * LANES]);
+        prefetch(&raw const next[0]);
+        prefetch(&raw const next[2 * LANES]);
         for parity in 0..2 {
             add_input::<V, E, Q>(&mut sums[parity], &pair[parity], &keys[parity]);
         }
@@ -279,9 +279,14 @@ fn block_scores<V: Vector, E: KvElement, const Q: usize>(
         add_input::<V, E, Q>(&mut sums[0], input, keys);
     }
     let scale = V::splat(scale);
-    std::array::from_fn(|row| {
-        std::array::from_fn(|half| sums[0][row][half].add(sums[1][row][half]).mul(scale))
-    })
+    // Loops, and no closures: those are compiled for the plainest processor.
+    let mut scores = [[V::splat(0.0); 2]; Q];
+    for row in 0..Q {
+        for half in 0..2 {
+            scores[row][half] = sums[0][row][half].add(sums[1][row][half]).mul(scale);
+        }
+    }
+    scores
 }
 
 #[inline(always)]
@@ -352,11 +357,10 @@ fn weigh_values<V: Vector, E: KvElement, const Q: usize>(
     scratch: &mut Scratch,
 ) {
     let width = queries[0].q.len();
-    let mut weights = scratch.scores.iter();
-    let weights: [&[f32]; Q] = std::array::from_fn(|_| match weights.next() {
-        Some(weights) => &weights[..],
-        None => &[],
-    });
+    let mut weights: [&[f32]; Q] = [&[]; Q];
+    for (weights, scores) in weights.iter_mut().zip(&scratch.scores) {
+        *weights = scores;
+    }
     let sums = &mut scratch.values[..Q * width];
     sums.fill(0.0);
     // What all see in one go; before and after it each its own.
@@ -437,21 +441,30 @@ fn add_columns<V: Vector, E: KvElement, const Q: usize, const C: usize>(
         let offset = key % BLOCK_TOKENS;
         let count = (BLOCK_TOKENS - offset).min(keys.end - key);
         let values = &blocks[key / BLOCK_TOKENS].values[offset * width..(offset + count) * width];
-        let weights: [&[f32]; Q] = std::array::from_fn(|row| &weights[row][key..key + count]);
+        let mut weights = *weights;
+        for weights in &mut weights {
+            *weights = &weights[key..key + count];
+        }
         let next = blocks
             .get(key / BLOCK_TOKENS + 1)
             .map_or(values, |next| next.values);
         for (index, values) in values.chunks_exact(width).enumerate() {
             for vector in (0..C).step_by(2) {
-                prefetch(&next[(index * width + column + vector * LANES).min(next.len() - 1)]);
+                prefetch(
+                    next.as_ptr()
+                        .wrapping_add(index * width + column + vector * LANES),
+                );
             }
             let (values, _) = values[column..].as_chunks::<LANES>();
             let values: &[[E; LANES]; C] = values.first_chunk().expect("as many columns as sums");
-            let values: [V; C] = std::array::from_fn(|vector| E::load(&values[vector]));
+            let mut loaded = [V::splat(0.0); C];
+            for vector in 0..C {
+                loaded[vector] = E::load(&values[vector]);
+            }
             for row in 0..Q {
                 let weight = V::splat(weights[row][index]);
                 for vector in 0..C {
-                    totals[row][vector] = weight.mul_add(values[vector], totals[row][vector]);
+                    totals[row][vector] = weight.mul_add(loaded[vector], totals[row][vector]);
                 }
             }
         }

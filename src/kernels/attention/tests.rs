@@ -223,3 +223,54 @@ fn instruction_sets_agree_bit_for_bit() {
         }
     }
 }
+
+/// One query with much to see is spread over threads; beside others, one thread walks through it.
+#[test]
+fn a_long_context_may_be_spread_over_threads() {
+    let head_dim = 64;
+    for (dtype, window) in [
+        (DType::F32, None),
+        (DType::F16, None),
+        (DType::F16, Some(700)),
+    ] {
+        let options = AttentionOptions { window, ..PLAIN };
+        let tables: Vec<Vec<u32>> = vec![(0..50).collect(), (50..100).rev().collect()];
+        let layout = |tokens: &[(u32, u32)]| {
+            let (slots, positions) = tokens.iter().copied().unzip();
+            TokenLayout::new(slots, positions, tables.clone()).unwrap()
+        };
+        let kv = PagedKv::zeros(100, 1, head_dim, dtype, &Device::Cpu).unwrap();
+        let plain = PagedKv::token_major_zeros(100, 1, head_dim, dtype, &Device::Cpu).unwrap();
+        let everything: Vec<_> = (0..2)
+            .flat_map(|slot| (0..1600).map(move |position| (slot, position)))
+            .collect();
+        let everything = layout(&everything);
+        let k = rows_of(&everything, 1, head_dim, 1);
+        let v = rows_of(&everything, 1, head_dim, 2);
+        write_kv(&kv, &k, &v, &everything).unwrap();
+        reference::write_kv(&plain, &k, &v, &everything).unwrap();
+        let attend = |tokens: &[(u32, u32)]| -> Vec<f32> {
+            let layout = layout(tokens);
+            let q = rows_of(&layout, GROUP, head_dim, 3);
+            let output = paged_attention(&q, &kv, &layout, &options).unwrap();
+            output.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        for position in [511, 512, 1023, 1024, 1599] {
+            let alone = attend(&[(0, position)]);
+            let together = attend(&[(1, 3), (0, position), (1, 1400)]);
+            let row = GROUP * head_dim;
+            assert_eq!(
+                alone,
+                together[row..2 * row],
+                "{dtype:?} {window:?} position {position}"
+            );
+
+            let layout = layout(&[(0, position)]);
+            let q = rows_of(&layout, GROUP, head_dim, 3);
+            let stock = reference::paged_attention(&q, &plain, &layout, &options).unwrap();
+            let stock: Vec<f32> = stock.flatten_all().unwrap().to_vec1().unwrap();
+            let difference: Vec<f32> = alone.iter().zip(&stock).map(|(a, b)| a - b).collect();
+            assert!(largest(&difference) < 2e-5);
+        }
+    }
+}

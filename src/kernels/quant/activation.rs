@@ -62,7 +62,12 @@ fn quantize_block(x: &[f32; BLOCK], zero: i32, halves: usize) -> ActivationBlock
     } else {
         0.0
     };
-    let rounded: [i32; BLOCK] = std::array::from_fn(|i| round_to_i32(x[i] * inverse));
+    // Loops, and no closures: those are compiled for the plainest processor.
+    let (mut rounded, mut q) = ([0i32; BLOCK], [0i8; BLOCK]);
+    for i in 0..BLOCK {
+        rounded[i] = round_to_i32(x[i] * inverse);
+        q[i] = rounded[i] as i8;
+    }
     let (halves_of_block, _) = rounded.as_chunks::<{ BLOCK / 2 }>();
     let sums = [
         sum_sixteen(halves_of_block[0]),
@@ -76,7 +81,7 @@ fn quantize_block(x: &[f32; BLOCK], zero: i32, halves: usize) -> ActivationBlock
         [total.wrapping_mul(-zero), 0]
     };
     ActivationBlock {
-        q: rounded.map(|q| q as i8),
+        q,
         scale,
         scaled_sum: scale * total as f32,
         start,

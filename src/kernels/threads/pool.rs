@@ -12,13 +12,12 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-/// How long a thread waits before it parks: longer than the pauses within a step, and about what parking and waking
-/// would take.
-const LINGER: Duration = Duration::from_micros(60);
-/// Turns of waiting between two looks at the clock, and before others may have the core.
-const TURNS: usize = 64;
+/// Looks before a thread lets others have the core: about a microsecond.
+const LOOKS: usize = 64;
+/// How often it does that before it parks: some 60 microseconds in all, longer than the pauses within a step and about
+/// what parking and waking would take.
+const ROUNDS: usize = 50;
 
 /// Threads that help a caller with its loops.
 pub(super) struct Pool {
@@ -238,20 +237,17 @@ impl Shared {
 
 /// Waits a little for `ready`; whether it came.
 fn linger(ready: impl Fn() -> bool) -> bool {
-    let mut since = None;
-    loop {
-        for _ in 0..TURNS {
+    for _ in 0..ROUNDS {
+        for _ in 0..LOOKS {
             if ready() {
                 return true;
             }
             std::hint::spin_loop();
         }
-        if since.get_or_insert_with(Instant::now).elapsed() > LINGER {
-            return false;
-        }
         // Somebody else may need the core, perhaps the one who is waited for.
         std::thread::yield_now();
     }
+    false
 }
 
 /// No code that can panic runs while these locks are held.
