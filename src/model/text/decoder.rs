@@ -237,7 +237,13 @@ impl Layer {
         let normed = self.attention_norm.forward(&hidden)?;
         let attended = self.attention.forward(&normed, rope, cache, layout)?;
         let norm = self.post_attention_norm.as_ref();
-        project_and_add(Part::AttentionOutput, &self.attention.output, &attended, norm, hidden)
+        project_and_add(
+            Part::AttentionOutput,
+            &self.attention.output,
+            &attended,
+            norm,
+            hidden,
+        )
     }
 
     /// hidden: `(tokens, hidden_size), f32` -> itself plus what the feed-forward layers say.
@@ -282,9 +288,17 @@ impl Attention {
 
         let products = [&self.query, &self.key, &self.value];
         let [query, key, value] = timed(Part::QueryKeyValue, || forward_all(products, x))?;
-        let query = norm_heads(self.query_norm.as_ref(), query.reshape((tokens, heads, head_dim))?)?;
-        let query = timed(Part::Rope, || rope(&query, &table.cos, &table.sin, positions))?;
-        let key = norm_heads(self.key_norm.as_ref(), key.reshape((tokens, kv_heads, head_dim))?)?;
+        let query = norm_heads(
+            self.query_norm.as_ref(),
+            query.reshape((tokens, heads, head_dim))?,
+        )?;
+        let query = timed(Part::Rope, || {
+            rope(&query, &table.cos, &table.sin, positions)
+        })?;
+        let key = norm_heads(
+            self.key_norm.as_ref(),
+            key.reshape((tokens, kv_heads, head_dim))?,
+        )?;
         let key = timed(Part::Rope, || rope(&key, &table.cos, &table.sin, positions))?;
         let value = value.reshape((tokens, kv_heads, head_dim))?;
 
