@@ -289,7 +289,7 @@ impl Bench<'_> {
     ) -> Result<Option<Vec<PartShare>>, BenchError> {
         let (sample, times) = profile::record(|| self.sample(run));
         let took = sample?.wall;
-        // Limits are known where work is done when it is said to be done.
+        // Where limits are unknown, work goes on when its part has ended.
         Ok(self.limits.map(|_| part_shares(&times, took, steps)))
     }
 

@@ -7,14 +7,13 @@ use clap::builder::RangedU64ValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
+use super::resolve::MAX_ROWS;
 use crate::bench::{EngineBench, ReportFormat};
 
 /// Levels of one kind.
 const MAX_LEVELS: usize = 32;
 /// No model that we know goes further.
 const MAX_PROMPT: u64 = 1 << 20;
-/// As many as `batch_size` may be.
-const MAX_ROWS: u64 = 4_096;
 const MAX_STEPS: u64 = 10_000;
 const MAX_REPEATS: u64 = 100;
 
