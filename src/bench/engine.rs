@@ -131,7 +131,7 @@ fn setup(
         repeats: options.repeats,
         seed: options.seed,
         serve_step_budget_ms: step_budget.as_secs_f64() * 1e3,
-        serve_chunk_tokens: speed.map(|speed| (speed * step_budget.as_secs_f64()) as u32),
+        serve_chunk_tokens: speed.map(|speed| ((speed * step_budget.as_secs_f64()) as u32).max(1)),
     }
 }
 

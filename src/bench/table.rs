@@ -290,6 +290,7 @@ fn number(value: f64) -> String {
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),
         value if value >= 1.0 => format!("{value:.2}"),
+        0.0 => "0".to_owned(),
         value => format!("{value:.3}"),
     }
 }
@@ -329,6 +330,7 @@ mod tests {
             (12.34, "12.3"),
             (1.234, "1.23"),
             (0.1234, "0.123"),
+            (0.0, "0"),
         ] {
             assert_eq!(number(value), text);
         }
