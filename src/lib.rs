@@ -7,10 +7,11 @@
 //! - layer 2, models: [`model`], [`kernels`]
 //! - layer 3, engine: [`engine`] (one thread per device: scheduler + model + logs)
 //! - layer 4, edge: `intake` (request -> job), `api` (HTTP dialects, SSE)
-//! - layer 5, shell: `config`, `telemetry`, `shutdown`, `client`
+//! - layer 5, shell: `config`, `telemetry`, `shutdown`, `client`, [`bench`]
 
 pub mod api;
 pub mod batch;
+pub mod bench;
 pub mod client;
 pub mod config;
 pub mod engine;

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use girandole::api::auth::ApiKeys;
 use girandole::api::serve::serve;
 use girandole::api::{AppState, ServedModel};
-use girandole::config::{Command, CommandLine, Config, ModelConfig, ModelsCommand};
+use girandole::bench::{self, EngineBench, ReportFormat};
+use girandole::config::{BenchCommand, Command, CommandLine, Config, ModelConfig, ModelsCommand};
 use girandole::engine::{self, EngineHandle, EngineState};
 use girandole::events::store::EventStore;
 use girandole::intake::{TextDefaults, TextIntake};
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
     let result = match line.command {
         Command::Serve => run_service(&config),
         Command::Models(command) => look_after_models(&command, &config),
+        Command::Bench(BenchCommand::Engine(options)) => bench_engine(&options, &config),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -305,6 +307,21 @@ async fn first_load_failure(engines: &[EngineHandle]) -> anyhow::Error {
         }
     }
     std::future::pending().await
+}
+
+fn bench_engine(options: &EngineBench, config: &Config) -> anyhow::Result<()> {
+    let report = bench::engine::run(options, config)?;
+    let json = serde_json::to_string_pretty(&report).context("cannot write the report as JSON")?;
+    // First to where it cannot fail: measuring took minutes.
+    match options.format {
+        ReportFormat::Table => say(report.table().trim_end())?,
+        ReportFormat::Json => say(&json)?,
+    }
+    match &options.json {
+        Some(path) => std::fs::write(path, json + "\n")
+            .with_context(|| format!("cannot write --json {}", path.display())),
+        None => Ok(()),
+    }
 }
 
 fn look_after_models(command: &ModelsCommand, config: &Config) -> anyhow::Result<()> {

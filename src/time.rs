@@ -90,6 +90,12 @@ impl RealClock {
         }
     }
 
+    /// How long it has been running, to the nanosecond: for measuring what is shorter than a [`Time`]
+    /// can tell.
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// The `Instant` of a [`Time`], for timers of the async runtime.
     pub fn instant(&self, time: Time) -> Instant {
         self.start + Duration::from_micros(time.as_micros())

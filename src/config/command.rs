@@ -1,9 +1,11 @@
-//! The command line: `serve` (also when no subcommand is given) and `models list | pull | verify`.
+//! The command line: `serve` (also when no subcommand is given), `models list | pull | verify` and
+//! `bench engine`.
 
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
 
+use super::bench::{self, BenchCommand};
 use super::layers::{self, Values};
-use super::settings::{Kind, PROGRAM, SETTINGS, SOURCES, Setting};
+use super::settings::{Kind, MODELS, PROGRAM, SETTINGS, SOURCES, Setting};
 use super::{Config, ConfigError};
 
 /// What the user asked for.
@@ -13,6 +15,8 @@ pub enum Command {
     Serve,
     /// Look after models' files.
     Models(ModelsCommand),
+    /// Measure.
+    Bench(BenchCommand),
 }
 
 /// What to do with models' files.
@@ -50,6 +54,10 @@ impl CommandLine {
             Some(("models", matches)) => {
                 let (name, matches) = matches.subcommand().expect("clap asks for a subcommand");
                 (Command::Models(models_command(name, matches)), matches)
+            }
+            Some(("bench", matches)) => {
+                let (name, matches) = matches.subcommand().expect("clap asks for a subcommand");
+                (Command::Bench(bench::parse(name, matches)?), matches)
             }
             Some((other, _)) => unreachable!("clap knows no subcommand {other}"),
         };
@@ -103,16 +111,21 @@ fn command() -> Clap {
                 .args(serving()),
         )
         .subcommand(models())
+        .subcommand(bench::command(settings_of(&[MODELS, SOURCES, PROGRAM])))
+}
+
+/// The settings of these sections, without those that only a service needs.
+fn settings_of(sections: &[&str]) -> Vec<Arg> {
+    SETTINGS
+        .iter()
+        .filter(|setting| sections.contains(&setting.section))
+        .filter(|setting| setting.key != "drain_timeout_ms")
+        .map(argument)
+        .collect()
 }
 
 fn models() -> Clap {
-    let shared = || {
-        SETTINGS
-            .iter()
-            .filter(|setting| [PROGRAM, SOURCES].contains(&setting.section))
-            .filter(|setting| setting.key != "drain_timeout_ms")
-            .map(argument)
-    };
+    let shared = || settings_of(&[PROGRAM, SOURCES]);
     let name = |help: &'static str| {
         Arg::new("name")
             .value_name("MODEL")
@@ -170,6 +183,7 @@ fn argument(setting: &Setting) -> Arg {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::ReportFormat;
 
     fn parse(line: &str) -> Result<CommandLine, clap::Error> {
         let words = std::iter::once("girandole").chain(line.split_whitespace());
@@ -197,7 +211,33 @@ mod tests {
     }
 
     #[test]
+    fn measurements_have_levels_of_their_own_and_settings_like_serving() {
+        let engine = |line: &str| match parse(line).unwrap().command {
+            Command::Bench(BenchCommand::Engine(options)) => options,
+            other => panic!("{other:?}"),
+        };
+        let usual = engine("bench engine");
+        assert_eq!(usual.prefill, [128, 512, 2048]);
+        assert_eq!(usual.rows, [1, 2, 4, 8, 16, 32, 64]);
+        assert_eq!((usual.context, usual.steps, usual.repeats), (128, 32, 3));
+        assert_eq!((usual.format, &usual.json), (ReportFormat::Table, &None));
+        let other = engine(
+            "bench engine --prefill 7 --rows 3,1 --context 9 --steps 2 --repeats 1 --seed 5 \
+             --format json --json out.json --model x.gguf --load-format dummy --compute-threads 2 \
+             --kv-dtype f16 --device cpu --max-context 99 --log-level warn",
+        );
+        assert_eq!(
+            (&other.prefill[..], &other.rows[..]),
+            (&[7][..], &[3, 1][..])
+        );
+        assert_eq!((other.context, other.steps, other.repeats), (9, 2, 1));
+        assert_eq!((other.seed, other.format), (5, ReportFormat::Json));
+        assert_eq!(other.json, Some("out.json".into()));
+    }
+
+    #[test]
     fn wrong_lines_are_refused() {
+        let many = format!("bench engine --rows {}", vec!["1"; 33].join(","));
         for (line, expected) in [
             ("--batch-sise 1", "--batch-size"),
             ("models", "Usage"),
@@ -205,6 +245,20 @@ mod tests {
             ("models list --batch-size 1", "--batch-size"),
             ("--port 1 models list", "subcommand"),
             ("serve x", "x"),
+            ("bench", "Usage"),
+            ("bench engine --rows 0", "0 is not in 1..=4096"),
+            ("bench engine --rows 1,,2", "--rows"),
+            ("bench engine --rows 4097", "4097 is not in 1..=4096"),
+            ("bench engine --prefill 8,x", "--prefill"),
+            ("bench engine --prefill=", "--prefill"),
+            ("bench engine --context 1048577", "--context"),
+            ("bench engine --steps 10001", "1..=10000"),
+            ("bench engine --repeats 0", "1..=100"),
+            ("bench engine --seed -1", "-1"),
+            ("bench engine --format csv", "table, json"),
+            ("bench engine --batch-size 1", "--batch-size"),
+            ("bench engine --port 1", "--port"),
+            (&many, "--rows lists 33 levels; at most 32"),
         ] {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.contains(expected), "{line}: {error}");

@@ -1,9 +1,11 @@
 //! Configuration: defaults < TOML file < environment < flags, then one validated [`Config`].
 //!
 //! [`settings`] lists every setting once, [`layers`] collects their values with their origins,
-//! [`resolve`] judges them and builds the settings of each layer, [`command`] is the command line.
+//! [`resolve`] judges them and builds the settings of each layer, [`command`] is the command line
+//! ([`bench`] its part for measurements).
 //! Nothing here acts on a setting.
 
+mod bench;
 mod command;
 mod layers;
 mod resolve;
@@ -13,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use self::bench::BenchCommand;
 pub use self::command::{Command, CommandLine, ModelsCommand};
 pub use self::layers::Origin;
 use crate::api::EdgeConfig;

@@ -23,7 +23,7 @@ use crate::scheduler::{Batching, SchedulerConfig};
 const HOUR_MS: u64 = 3_600_000;
 const DAY_S: u64 = 86_400;
 /// The largest numbers that make sense on any machine; what a machine can really do shows later.
-const MAX_ROWS: u64 = 4_096;
+pub(super) const MAX_ROWS: u64 = 4_096;
 const MAX_TOKENS: u64 = 1 << 28;
 const MAX_COUNT: u64 = 1 << 24;
 const MAX_BYTES: u64 = 1 << 40;

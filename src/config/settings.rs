@@ -93,7 +93,8 @@ const fn switch(section: &'static str, key: &'static str, help: &'static str) ->
 pub(super) const PROGRAM: &str = "Program";
 /// The section of settings that every subcommand takes, too.
 pub(super) const SOURCES: &str = "Where models come from";
-const MODELS: &str = "Models";
+/// The section of settings that say which model is meant, and how it is set up.
+pub(super) const MODELS: &str = "Models";
 const BATCHING: &str = "Batching";
 const LISTENING: &str = "Listening";
 const STREAMS: &str = "Streams and event logs";

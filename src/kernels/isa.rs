@@ -14,6 +14,16 @@ pub enum Isa {
     Avx512,
 }
 
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "plain Rust",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512 with VNNI",
+        })
+    }
+}
+
 impl Isa {
     /// The best set of this processor.
     pub fn detected() -> Self {

@@ -10,7 +10,7 @@ use super::isa::Isa;
 use super::quant::QuantMatrix;
 use super::reference;
 use super::tensor_data::{is_on_cpu, with_slice};
-use super::tiled::{Product, TiledWeight, multiply};
+use super::tiled::{InputForm, Product, TiledWeight, multiply};
 
 /// A linear layer over token-flat rows.
 #[derive(Debug, Clone)]
@@ -18,6 +18,15 @@ pub struct Linear {
     weight: Weight,
     /// (n,) f32
     bias: Option<Tensor>,
+}
+
+/// In which numbers a layer multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// 8-bit integers, summed in 32 bits.
+    Integer,
+    /// Floating-point numbers.
+    Float,
 }
 
 /// A weight of shape (n, k) in the form that its device runs. Clones share the memory.
@@ -98,6 +107,20 @@ impl Weight {
             Self::Dense(weight) => Some(&**weight),
             Self::Widened(weight) => Some(&**weight),
             Self::StockQuantized { .. } | Self::StockDense(_) => None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let of_tensor = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        match self {
+            Self::StockQuantized { matmul, .. } => match matmul {
+                QMatMul::QTensor(weight) => weight.storage_size_in_bytes(),
+                QMatMul::Tensor(weight) | QMatMul::TensorF16(weight) => of_tensor(weight),
+            },
+            Self::StockDense(weight) => of_tensor(weight),
+            Self::Quant(_) | Self::Dense(_) | Self::Widened(_) => {
+                self.tiled().map_or(0, TiledWeight::bytes)
+            }
         }
     }
 }
@@ -224,6 +247,19 @@ impl Linear {
     /// Columns of the input.
     pub fn in_features(&self) -> usize {
         self.weight.dims().1
+    }
+
+    /// Bytes of the weight as it is kept and read by every product, the padding of its tiles included.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+
+    /// In which numbers it multiplies.
+    pub fn arithmetic(&self) -> Arithmetic {
+        match self.weight.tiled().map(TiledWeight::input_form) {
+            Some(InputForm::Blocks { .. }) => Arithmetic::Integer,
+            Some(InputForm::Floats) | None => Arithmetic::Float,
+        }
     }
 }
 
@@ -475,6 +511,21 @@ mod tests {
                 .broadcast_sub(&bias.to_dtype(DType::F32).unwrap())
                 .unwrap();
             assert!(largest(&values(&added)) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_weight_tells_its_size_and_its_arithmetic() {
+        for (dtype, bytes) in [
+            (GgmlDType::Q4_1, 32 * 64 * 20 / 32),
+            (GgmlDType::Q8_0, 32 * 64 * 34 / 32),
+            (GgmlDType::F16, 32 * 64 * 2),
+        ] {
+            let weight = QTensor::quantize(&tensor(32, 64, 3), dtype).unwrap();
+            let layer = Linear::quantized(weight, None).unwrap();
+            assert_eq!(layer.weight_bytes(), bytes, "{dtype:?}");
+            let integer = layer.arithmetic() == Arithmetic::Integer;
+            assert_eq!(integer, dtype != GgmlDType::F16, "{dtype:?}");
         }
     }
 

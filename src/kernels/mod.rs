@@ -14,6 +14,7 @@
 pub mod activation;
 pub mod attention;
 pub mod candle_threads;
+pub mod ceilings;
 mod dense;
 pub mod embedding;
 pub mod isa;

@@ -46,6 +46,8 @@ pub(super) trait TiledWeight: Sync {
     fn out_features(&self) -> usize;
     /// k
     fn in_features(&self) -> usize;
+    /// Bytes of the weight as it is kept, padding included.
+    fn bytes(&self) -> usize;
     /// How its kernels read their input.
     fn input_form(&self) -> InputForm;
     /// The sums of one tile for the rows of a panel. `input` is in its own form.

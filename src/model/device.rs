@@ -111,6 +111,16 @@ impl FromStr for FloatType {
     }
 }
 
+impl fmt::Display for FloatType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FloatType::F32 => "f32",
+            FloatType::F16 => "f16",
+            FloatType::BF16 => "bf16",
+        })
+    }
+}
+
 impl From<FloatType> for DType {
     fn from(float: FloatType) -> Self {
         match float {
@@ -140,6 +150,9 @@ mod tests {
             assert_eq!(text.parse().ok(), device, "{text}");
         }
         assert_eq!(DeviceSpec::Cuda(3).to_string(), "cuda:3");
+        for float in [FloatType::F32, FloatType::F16, FloatType::BF16] {
+            assert_eq!(float.to_string().parse(), Ok(float));
+        }
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -96,6 +96,18 @@ pub fn build(
     device: DeviceSpec,
     options: &TextOptions,
 ) -> Result<Box<dyn Model>, ModelError> {
+    Ok(Box::new(build_text(assets, device, options)?))
+}
+
+/// As [`build`], for those who want to know more of the model than the engine does.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_text(
+    assets: &TextAssets,
+    device: DeviceSpec,
+    options: &TextOptions,
+) -> Result<TextModel, ModelError> {
     let kv = options.kv_shape(&assets.config, device)?;
     let device = device.open()?;
     let dtype = options.dtype.map(DType::from);
@@ -117,12 +129,12 @@ pub fn build(
             Decoder::load(config, &mut source, &kv)?
         }
     };
-    Ok(Box::new(TextModel::new(
+    Ok(TextModel::new(
         decoder,
         Arc::clone(&assets.tokenizer),
         options.batch_size,
         &kv,
-    )))
+    ))
 }
 
 fn gguf_assets(path: &Path) -> Result<TextAssets, ModelError> {

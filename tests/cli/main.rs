@@ -2,6 +2,7 @@
 //! how it starts and ends. Nothing here reaches beyond this machine: `python3` and the hub are
 //! stand-ins.
 
+mod bench;
 mod configuration;
 mod hub;
 mod sandbox;

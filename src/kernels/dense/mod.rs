@@ -131,6 +131,9 @@ impl TiledWeight for DenseMatrix {
         self.in_features
     }
 
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.lines)
+    }
     fn input_form(&self) -> InputForm {
         InputForm::Floats
     }
@@ -215,6 +218,9 @@ impl TiledWeight for WidenedMatrix {
         self.in_features
     }
 
+    fn bytes(&self) -> usize {
+        self.weight.storage_size_in_bytes()
+    }
     fn input_form(&self) -> InputForm {
         InputForm::Floats
     }

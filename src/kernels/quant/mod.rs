@@ -160,6 +160,9 @@ impl TiledWeight for QuantMatrix {
         self.in_features
     }
 
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.lines)
+    }
     fn input_form(&self) -> InputForm {
         with_format!(
             self.dtype,

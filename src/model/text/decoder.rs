@@ -9,8 +9,10 @@ use candle_core::{DType, Device, Tensor};
 use super::config::{Activation, DecoderConfig};
 use super::kv_cache;
 use super::names::{Matrix, Norm};
+use super::profile::{Part, timed};
 use super::rope::RopeTable;
 use super::weights::WeightSource;
+use super::work::LinearWork;
 use crate::kernels::activation::{gelu_tanh_mul, silu_mul};
 use crate::kernels::attention::{
     AttentionOptions, PagedKv, TokenLayout, paged_attention, write_kv,
@@ -79,7 +81,7 @@ struct NormWeight {
 impl NormWeight {
     /// x: `(rows, width), f32` of any shape that ends in the norm's width.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        rms_norm(x, &self.weight, self.eps)
+        timed(Part::Norm, || rms_norm(x, &self.weight, self.eps))
     }
 
     /// x: `(tokens, heads, head_dim), f32`, each head by itself.
@@ -138,6 +140,19 @@ impl Decoder {
         &self.config
     }
 
+    /// What the layers ask for that every token passes, and those that only tokens pass whose logits are
+    /// wanted.
+    pub fn linear_work(&self) -> (LinearWork, LinearWork) {
+        let (last, others) = self.layers.split_last().expect("a decoder has layers");
+        let attentions = self.layers.iter().flat_map(Layer::attention_products);
+        let feed_forwards = others.iter().flat_map(Layer::feed_forward_products);
+        let ends = last.feed_forward_products().into_iter();
+        (
+            LinearWork::of(attentions.chain(feed_forwards)),
+            LinearWork::of(ends.chain([&self.head])),
+        )
+    }
+
     /// Runs the tokens through all layers and stores their keys and values.
     ///
     /// `tokens: (T,)` belong to the slots and positions of `layout`. Returns the normed hidden state of
@@ -151,11 +166,7 @@ impl Decoder {
         layout: &TokenLayout,
         wanted: &[u32],
     ) -> candle_core::Result<Tensor> {
-        let ids = Tensor::new(tokens, &self.device)?;
-        let mut hidden = self.embedding.forward(&ids)?;
-        if let Some(scale) = self.config.embedding_scale {
-            hidden = (hidden * f64::from(scale))?;
-        }
+        let mut hidden = timed(Part::Embedding, || self.embed(tokens))?;
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
             let rope = &self.ropes[layer.attention.rope];
@@ -173,21 +184,48 @@ impl Decoder {
         self.final_norm.forward(&hidden)
     }
 
+    /// tokens: `(T,)` -> `(T, hidden_size), f32`.
+    fn embed(&self, tokens: &[u32]) -> candle_core::Result<Tensor> {
+        let ids = Tensor::new(tokens, &self.device)?;
+        let hidden = self.embedding.forward(&ids)?;
+        match self.config.embedding_scale {
+            None => Ok(hidden),
+            Some(scale) => hidden * f64::from(scale),
+        }
+    }
+
     /// hidden: `(rows, hidden_size), f32` -> logits `(rows, vocab_size)`, row after row.
     ///
     /// # Errors
     /// What the device reports, memory above all.
     pub fn logits(&self, hidden: &Tensor) -> candle_core::Result<Vec<f32>> {
-        let Some(cap) = self.config.logit_softcap else {
-            return self.head.forward_to_host(hidden);
-        };
-        let logits = self.head.forward(hidden)?;
-        let capped = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
-        capped.flatten_all()?.to_vec1()
+        timed(Part::Head, || {
+            let Some(cap) = self.config.logit_softcap else {
+                return self.head.forward_to_host(hidden);
+            };
+            let logits = self.head.forward(hidden)?;
+            let capped = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
+            capped.flatten_all()?.to_vec1()
+        })
     }
 }
 
 impl Layer {
+    fn attention_products(&self) -> [&Linear; 4] {
+        let attention = &self.attention;
+        [
+            &attention.query,
+            &attention.key,
+            &attention.value,
+            &attention.output,
+        ]
+    }
+
+    fn feed_forward_products(&self) -> [&Linear; 3] {
+        let feed_forward = &self.feed_forward;
+        [&feed_forward.gate, &feed_forward.up, &feed_forward.down]
+    }
+
     /// hidden: `(tokens, hidden_size), f32` -> itself plus what attention says.
     fn attend(
         &self,
@@ -198,10 +236,12 @@ impl Layer {
     ) -> candle_core::Result<Tensor> {
         let normed = self.attention_norm.forward(&hidden)?;
         let attended = self.attention.forward(&normed, rope, cache, layout)?;
+        let norm = self.post_attention_norm.as_ref();
         project_and_add(
+            Part::AttentionOutput,
             &self.attention.output,
             &attended,
-            self.post_attention_norm.as_ref(),
+            norm,
             hidden,
         )
     }
@@ -210,25 +250,25 @@ impl Layer {
     fn feed_forward(&self, hidden: Tensor) -> candle_core::Result<Tensor> {
         let normed = self.feed_forward_norm.forward(&hidden)?;
         let gated = self.feed_forward.forward(&normed)?;
-        project_and_add(
-            &self.feed_forward.down,
-            &gated,
-            self.post_feed_forward_norm.as_ref(),
-            hidden,
-        )
+        let norm = self.post_feed_forward_norm.as_ref();
+        project_and_add(Part::Down, &self.feed_forward.down, &gated, norm, hidden)
     }
 }
 
 /// `hidden + norm(layer(x))`, with the norm of models that have one there.
 fn project_and_add(
+    part: Part,
     layer: &Linear,
     x: &Tensor,
     norm: Option<&NormWeight>,
     hidden: Tensor,
 ) -> candle_core::Result<Tensor> {
     match norm {
-        None => layer.forward_add(x, &hidden),
-        Some(norm) => hidden + norm.forward(&layer.forward(x)?)?,
+        None => timed(part, || layer.forward_add(x, &hidden)),
+        Some(norm) => {
+            let normed = norm.forward(&timed(part, || layer.forward(x))?)?;
+            timed(Part::Residual, || hidden + normed)
+        }
     }
 }
 
@@ -246,21 +286,25 @@ impl Attention {
         let heads = self.query.out_features() / head_dim;
         let positions = layout.positions();
 
-        let [query, key, value] = forward_all([&self.query, &self.key, &self.value], x)?;
+        let products = [&self.query, &self.key, &self.value];
+        let [query, key, value] = timed(Part::QueryKeyValue, || forward_all(products, x))?;
         let query = norm_heads(
             self.query_norm.as_ref(),
             query.reshape((tokens, heads, head_dim))?,
         )?;
-        let query = rope(&query, &table.cos, &table.sin, positions)?;
+        let query = timed(Part::Rope, || {
+            rope(&query, &table.cos, &table.sin, positions)
+        })?;
         let key = norm_heads(
             self.key_norm.as_ref(),
             key.reshape((tokens, kv_heads, head_dim))?,
         )?;
-        let key = rope(&key, &table.cos, &table.sin, positions)?;
+        let key = timed(Part::Rope, || rope(&key, &table.cos, &table.sin, positions))?;
         let value = value.reshape((tokens, kv_heads, head_dim))?;
 
-        write_kv(cache, &key, &value, layout)?;
-        let attended = paged_attention(&query, cache, layout, &self.options)?;
+        timed(Part::KvWrite, || write_kv(cache, &key, &value, layout))?;
+        let attend = || paged_attention(&query, cache, layout, &self.options);
+        let attended = timed(Part::Attention, attend)?;
         attended.reshape((tokens, heads * head_dim))
     }
 }
@@ -268,11 +312,11 @@ impl Attention {
 impl FeedForward {
     /// x: `(tokens, hidden_size), f32` -> `(tokens, intermediate_size), f32`, before the down projection.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let [gate, up] = forward_all([&self.gate, &self.up], x)?;
-        match self.activation {
+        let [gate, up] = timed(Part::GateUp, || forward_all([&self.gate, &self.up], x))?;
+        timed(Part::Activation, || match self.activation {
             Activation::Silu => silu_mul(&gate, &up),
             Activation::GeluTanh => gelu_tanh_mul(&gate, &up),
-        }
+        })
     }
 }
 

@@ -10,11 +10,13 @@ pub mod detokenize;
 pub mod kv_cache;
 pub mod names;
 pub mod options;
+pub mod profile;
 pub mod rope;
 mod row;
 pub mod sampling;
 pub mod tokenizer;
 pub mod weights;
+pub mod work;
 
 use std::sync::Arc;
 
@@ -26,8 +28,10 @@ use crate::model::{Admitted, Model, ModelError};
 
 use decoder::{Decoder, KvShape};
 use kv_cache::{BlockPool, blocks_for};
+use profile::{Part, timed};
 use row::{Contribution, Row};
 use tokenizer::TextTokenizer;
+use work::DecoderWork;
 
 /// Text rows may always share a pass.
 const KEY: BatchKey = BatchKey(0);
@@ -43,6 +47,8 @@ pub struct TextModel {
     pool: BlockPool,
     rows: Vec<Option<Row>>,
     served_context: usize,
+    /// Bytes of a number in the cache.
+    kv_bytes: usize,
 }
 
 impl TextModel {
@@ -54,7 +60,15 @@ impl TextModel {
             pool: BlockPool::new(kv.blocks as u32, slots as usize),
             rows: (0..slots).map(|_| None).collect(),
             served_context: kv.served_context,
+            kv_bytes: kv.dtype.size_in_bytes(),
         }
+    }
+
+    /// What its passes ask of the machine.
+    pub fn work(&self) -> DecoderWork {
+        let (every_token, wanted_tokens) = self.decoder.linear_work();
+        let config = self.decoder.config();
+        DecoderWork::new(config, every_token, wanted_tokens, self.kv_bytes)
     }
 
     /// Positions that a row of this job may fill.
@@ -120,7 +134,7 @@ impl TextModel {
         while first < wanted.len() {
             let count = LOGIT_ROWS_AT_ONCE.min(wanted.len() - first);
             let mut logits = self.decoder.logits(&hidden.narrow(0, first, count)?)?;
-            self.hand_out(&mut logits, &mut uses);
+            timed(Part::Sampling, || self.hand_out(&mut logits, &mut uses));
             first += count;
         }
         Ok(())

@@ -1,0 +1,70 @@
+//! Measurements that the program takes of itself. They are no part of the service.
+//!
+//! [`engine`] measures a model without HTTP, scheduler and logs: what the machine gives for prompts and
+//! for tokens, how far that is from what the machine could give, and where the time goes.
+
+mod driver;
+pub mod engine;
+pub mod limits;
+pub mod machine;
+pub mod report;
+pub mod statistics;
+mod table;
+
+use std::path::PathBuf;
+
+use crate::model::ModelError;
+use crate::model::sources::SourceError;
+
+/// What `bench engine` is to measure. Built by the command line only, within its limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineBench {
+    /// Prompt tokens of each prefill level.
+    pub prefill: Vec<u32>,
+    /// Rows of each decode level; at least one level.
+    pub rows: Vec<u32>,
+    /// Tokens in each row's K/V before it decodes.
+    pub context: u32,
+    /// Decode steps of a repeat.
+    pub steps: u32,
+    /// How often each level is measured.
+    pub repeats: u32,
+    /// Seed of the random prompts.
+    pub seed: u64,
+    /// What goes to stdout.
+    pub format: ReportFormat,
+    /// Where the JSON goes beside that.
+    pub json: Option<PathBuf>,
+}
+
+/// How a report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportFormat {
+    /// Tables for people.
+    Table,
+    /// One JSON object.
+    Json,
+}
+
+/// A measurement cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The configuration names several models.
+    #[error("bench engine measures one model and {0} are configured: name one with --model")]
+    SeveralModels(usize),
+    /// There is nothing to measure in a script.
+    #[error("{0} is a script; bench engine measures text models")]
+    Scripted(String),
+    /// The model's files cannot be had.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The model cannot be built or run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A row ended before it should.
+    #[error("a row ended early: {0}")]
+    EndedEarly(String),
+    /// There is no memory for the buffers that the limits are measured with.
+    #[error("no memory for a buffer of {0} bytes, to measure how fast memory is read")]
+    NoMemory(usize),
+}

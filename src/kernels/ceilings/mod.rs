@@ -1,0 +1,169 @@
+//! What the machine could do at best: loops that only read memory, or only multiply, on the kernels'
+//! own threads and with the instructions that the kernels use.
+//!
+//! They tell how much they did; whoever calls them holds the clock. What a product reaches of this is
+//! its share of the machine.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::Result;
+
+use super::isa::{Isa, per_isa};
+use super::lines::{Line, Lines, bytes, bytes_mut};
+use super::threads;
+
+/// Loops per thread and call: a thread that lost its core does not keep the others waiting for long.
+const LOOPS_PER_THREAD: usize = 4;
+
+/// Lines that are written at a time, so that every thread touches memory first where it will read.
+const LINES_PER_WRITE: usize = 4096;
+
+/// Memory to be read at full speed, of the kind that weights lie in.
+pub struct ReadBuffer {
+    lines: Lines,
+}
+
+impl ReadBuffer {
+    /// A buffer of `size` bytes, rounded up to cache lines. It is written once, since untouched memory
+    /// is not there yet.
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub fn new(size: usize) -> Result<Self> {
+        let mut lines = Lines::zeroed(size.div_ceil(size_of::<Line>()))?;
+        threads::for_each_chunk(&mut lines, LINES_PER_WRITE, |_, lines| {
+            bytes_mut(lines).fill(1);
+        });
+        Ok(Self { lines })
+    }
+
+    /// Reads all of it once; returns how many bytes that were.
+    pub fn read(&self) -> u64 {
+        threads::for_each_range(self.lines.len(), size_of::<Line>(), |range| {
+            let mut sum = 0;
+            add_words(bytes(&self.lines[range]), &mut sum);
+            black_box(sum);
+        });
+        size_of_val(&*self.lines) as u64
+    }
+}
+
+/// Words that are summed side by side: enough for every load to find a register free.
+const WORDS_AT_ONCE: usize = 32;
+
+per_isa! {
+    /// Adds all words of `memory` to `sum`, so that each is really loaded.
+    fn add_words(memory: &[u8], sum: &mut u64) = add_words_body;
+}
+
+#[inline(always)]
+fn add_words_body(memory: &[u8], sum: &mut u64) {
+    let mut sums = [0u64; WORDS_AT_ONCE];
+    for words in memory.chunks_exact(WORDS_AT_ONCE * size_of::<u64>()) {
+        for (sum, word) in sums.iter_mut().zip(words.chunks_exact(size_of::<u64>())) {
+            let word = word.try_into().expect("chunks of eight bytes");
+            *sum = sum.wrapping_add(u64::from_ne_bytes(word));
+        }
+    }
+    *sum = sums.into_iter().fold(*sum, u64::wrapping_add);
+}
+
+/// Multiplies and adds f32 in registers, `turns` turns of a loop several times on every thread. Returns
+/// the operations: two for each multiply-add.
+pub fn multiply_floats(turns: usize) -> u64 {
+    on_all_threads(|| float_loop(Isa::detected(), turns))
+}
+
+/// Multiplies and adds 8-bit integers as the quantised kernels do, in registers. Returns the operations:
+/// two for each multiply-add.
+pub fn multiply_integers(turns: usize) -> u64 {
+    on_all_threads(|| integer_loop(Isa::detected(), turns))
+}
+
+fn on_all_threads(work: impl Fn() -> u64 + Sync) -> u64 {
+    let total = AtomicU64::new(0);
+    let loops = threads::compute_threads() * LOOPS_PER_THREAD;
+    threads::for_each_range(loops, usize::MAX, |range| {
+        for _ in range {
+            total.fetch_add(work(), Ordering::Relaxed);
+        }
+    });
+    total.into_inner()
+}
+
+#[allow(
+    unsafe_code,
+    reason = "calls loops compiled for instructions that the processor has"
+)]
+fn float_loop(isa: Isa, turns: usize) -> u64 {
+    match isa {
+        // SAFETY: an `Isa` other than portable is only made when the processor has it.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::multiply_floats(turns) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::multiply_floats(turns) },
+        Isa::Portable => portable::multiply_floats(turns),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => portable::multiply_floats(turns),
+    }
+}
+
+#[allow(
+    unsafe_code,
+    reason = "calls loops compiled for instructions that the processor has"
+)]
+fn integer_loop(isa: Isa, turns: usize) -> u64 {
+    match isa {
+        // SAFETY: as in `float_loop`.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::multiply_integers(turns) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::multiply_integers(turns) },
+        Isa::Portable => portable::multiply_integers(turns),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => portable::multiply_integers(turns),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_words_are_read_whatever_the_instructions() {
+        let buffer = ReadBuffer::new(1000).unwrap();
+        assert_eq!(buffer.read(), 1024, "whole lines");
+        let words = (1024 / size_of::<u64>()) as u64;
+        let expected = u64::from_ne_bytes([1; 8]).wrapping_mul(words);
+        let sums = Isa::for_each(|| {
+            let mut sum = 0;
+            add_words(bytes(&buffer.lines), &mut sum);
+            sum
+        });
+        assert!(sums.iter().all(|sum| *sum == expected), "{sums:?}");
+    }
+
+    #[test]
+    fn operations_grow_with_the_turns() {
+        for isa in Isa::available() {
+            for count in [float_loop, integer_loop] {
+                let once = count(isa, 1);
+                assert!(once > 0);
+                assert_eq!(count(isa, 10), 10 * once, "{isa:?}");
+            }
+        }
+        let loops = (threads::compute_threads() * LOOPS_PER_THREAD) as u64;
+        let isa = Isa::detected();
+        assert_eq!(multiply_floats(3), loops * float_loop(isa, 3));
+        assert_eq!(multiply_integers(3), loops * integer_loop(isa, 3));
+    }
+}

@@ -1,0 +1,154 @@
+//! `bench`, as a user meets it.
+
+use serde_json::Value;
+
+use crate::sandbox::{Ended, Sandbox};
+
+/// A small decoder with random weights and room for 64 positions a row.
+const TINY: &str = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2,
+    "vocab_size": 272, "max_position_embeddings": 64}"#;
+
+const QUICK: &str = "--load-format dummy --model tiny/config.json --compute-threads 1 --prefill 4,65 \
+                     --rows 1,3 --context 5 --steps 2 --repeats 3";
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("tiny/config.json", TINY);
+    sandbox
+}
+
+fn engine(sandbox: &Sandbox, line: &str) -> Ended {
+    sandbox.run(&format!("bench engine {line}"))
+}
+
+/// A number of the report, at a path like `/limits/memory/buffer_bytes`.
+#[track_caller]
+fn number(report: &Value, path: &str) -> f64 {
+    let found = report.pointer(path).and_then(Value::as_f64);
+    found.unwrap_or_else(|| panic!("no number at {path} in\n{report:#}"))
+}
+
+#[test]
+fn the_json_holds_every_figure() {
+    let sandbox = sandbox();
+    let ended = engine(&sandbox, &format!("{QUICK} --format json"));
+    ended.expect(0, &[]);
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["schema"], "girandole.bench.engine");
+    assert_eq!(report["schema_version"], 1);
+    assert_eq!(report["setup"]["load_format"], "dummy");
+    assert_eq!(report["setup"]["rows"], serde_json::json!([1, 3]));
+    assert_eq!(number(&report, "/setup/compute_threads"), 1.0);
+    assert_eq!(number(&report, "/setup/served_context"), 64.0);
+
+    // Two layers of query, key, value, output, gate, up and down, and the head; in f32.
+    let products = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) + 64 * 272;
+    assert_eq!(
+        number(&report, "/demand/weight_bytes_per_pass"),
+        f64::from(products * 4)
+    );
+    assert_eq!(
+        number(&report, "/demand/operations_per_token"),
+        f64::from(products * 2)
+    );
+    for limit in [
+        "memory/bytes_per_second",
+        "weights/bytes_per_second",
+        "float_operations_per_second",
+        "integer_operations_per_second",
+    ] {
+        assert!(number(&report, &format!("/limits/{limit}")) > 0.0);
+    }
+    for (level, size, time) in [
+        ("/prefill/0", "tokens", "pass_ms"),
+        ("/decode/0", "rows", "step_ms"),
+        ("/decode/1", "rows", "step_ms"),
+    ] {
+        assert!(number(&report, &format!("{level}/{size}")) > 0.0);
+        for spread in ["tokens_per_second", time] {
+            let [min, median, max] = ["min", "median", "max"]
+                .map(|value| number(&report, &format!("{level}/{spread}/{value}")));
+            assert!(0.0 < min && min <= median && median <= max);
+        }
+        for share in ["memory", "arithmetic"] {
+            assert!(number(&report, &format!("{level}/shares/{share}")) > 0.0);
+        }
+        let nearer = report.pointer(&format!("{level}/shares/nearer")).unwrap();
+        assert!(nearer == "memory" || nearer == "arithmetic", "{nearer}");
+        check_parts(&report, level);
+    }
+    // Three steps of warming up, then three repeats of two.
+    assert_eq!(number(&report, "/decode/1/first_context"), 9.0);
+    assert_eq!(number(&report, "/decode/1/last_context"), 14.0);
+}
+
+/// Every part is there, those that this model has have run, and together they make the step.
+fn check_parts(report: &Value, level: &str) {
+    let parts = report.pointer(&format!("{level}/parts")).unwrap();
+    let parts = parts.as_array().unwrap();
+    let names: Vec<&str> = parts
+        .iter()
+        .map(|part| part["part"].as_str().unwrap())
+        .collect();
+    for name in ["embedding", "norm", "rope", "attention", "head", "sampling"] {
+        assert!(names.contains(&name), "{name} is not among {names:?}");
+    }
+    assert_eq!(names.last(), Some(&"everything else"));
+    for part in parts.iter().filter(|part| part["part"] != "residual") {
+        assert!(part["ms"].as_f64().unwrap() > 0.0, "{part} did not run");
+    }
+    let total: f64 = parts
+        .iter()
+        .map(|part| part["share"].as_f64().unwrap())
+        .sum();
+    assert!((total - 1.0).abs() < 1e-6, "shares make {total}");
+}
+
+#[test]
+fn a_level_that_does_not_fit_is_skipped_with_its_reason() {
+    let sandbox = sandbox();
+    let ended = engine(
+        &sandbox,
+        &format!("{QUICK} --kv-cache-tokens 64 --json out.json"),
+    );
+    ended.expect(0, &[]);
+    let report: Value =
+        serde_json::from_str(&std::fs::read_to_string(sandbox.path("out.json")).unwrap()).unwrap();
+    let prompt = "a row needs 66 positions and has 64 (max_context)";
+    let rows = "the rows need 3 K/V blocks and there are 2 (kv_cache_tokens)";
+    assert_eq!(report["prefill"][1]["skipped"], prompt);
+    assert_eq!(report["decode"][1]["skipped"], rows);
+    for expected in [
+        &format!("65 is skipped: {prompt}"),
+        &format!("3 is skipped: {rows}"),
+        "tok/s",
+        "nearer limit",
+        "random weights",
+        "Parts of a decode step: ms and share",
+    ] {
+        assert!(
+            ended.stdout.contains(expected),
+            "{expected} is not in\n{}",
+            ended.stdout
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let sandbox = sandbox();
+    sandbox.write("script.toml", "");
+    engine(&sandbox, "--rows 0").expect(2, &["--rows", "1..=4096"]);
+    engine(&sandbox, "--kv-dtype f8").expect(2, &["kv_dtype", "one of auto, f32, f16, bf16"]);
+    engine(&sandbox, "--model scripted:script.toml").expect(1, &["script.toml is a script"]);
+    engine(
+        &sandbox,
+        "--model scripted:script.toml --model b=scripted:script.toml",
+    )
+    .expect(1, &["measures one model and 2 are configured"]);
+    let line = format!("{QUICK} --max-context 65");
+    engine(&sandbox, &line).expect(1, &["max_context is 65; the model allows 64"]);
+    let line = format!("{QUICK} --json no/such/folder/out.json");
+    engine(&sandbox, &line).expect(1, &["--json no/such/folder/out.json"]);
+}
