@@ -122,6 +122,7 @@ pub fn build(
         Arc::clone(&assets.tokenizer),
         options.batch_size,
         &kv,
+        options.prefix_cache_blocks(&kv),
     )))
 }
 
