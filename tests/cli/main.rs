@@ -4,6 +4,7 @@
 
 mod configuration;
 mod hub;
+mod prefix_cache;
 mod sandbox;
 mod service;
 mod sources;
