@@ -60,6 +60,19 @@ pub struct RowId {
     pub choice: u32,
 }
 
+/// Keeps prefix caches apart: a row finds only what rows of jobs with the same salt have left there.
+///
+/// A digest of who asks and of the salt that they gave, made by `intake`.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheSalt(pub [u8; 32]);
+
+impl fmt::Debug for CacheSalt {
+    /// Shows nothing: what it is made of is a secret, and may be short enough to be guessed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CacheSalt(..)")
+    }
+}
+
 /// What to make.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Job {
@@ -104,6 +117,8 @@ pub struct TextJob {
     pub logprobs: Option<u32>,
     /// Report log-probabilities of each prompt token and this many alternatives.
     pub prompt_logprobs: Option<u32>,
+    /// With whom the prompt's cached tokens may be shared.
+    pub cache_salt: CacheSalt,
 }
 
 /// How one row chooses its tokens. The neutral values switch each part off.
@@ -166,6 +181,7 @@ impl TextJob {
             sampling: Sampling::default(),
             logprobs: None,
             prompt_logprobs: None,
+            cache_salt: CacheSalt::default(),
         }
     }
 }

@@ -115,9 +115,10 @@ pub struct Accepted {
 pub async fn submit(
     state: &Arc<AppState>,
     model: &Arc<ServedModel>,
-    draft: TextDraft,
+    mut draft: TextDraft,
     mut options: SubmitOptions,
 ) -> Result<Accepted, ApiError> {
+    draft.tenant.clone_from(&options.caller.0);
     let claim = match options.idempotency.take() {
         None => None,
         Some(idempotency) => match claim(state, &options.caller, idempotency)? {

@@ -239,6 +239,7 @@ fn resolve_model(
             batch_size: engine.scheduler.batch_size,
             max_context: max_context(values, &model)?,
             kv_cache_tokens: values.optional_number("kv_cache_tokens", 32..=MAX_TOKENS)?,
+            prefix_cache_tokens: values.optional_number("prefix_cache_tokens", 0..=MAX_TOKENS)?,
             kv_dtype: float_type(values, "kv_dtype")?,
             dtype: float_type(values, "dtype")?,
         },
@@ -442,6 +443,19 @@ mod tests {
     }
 
     #[test]
+    fn prefix_caching_is_bounded_and_switched_off_by_one_setting() {
+        let tokens = |line: &str, file: &str| {
+            let config = resolve(line, file, &[]).unwrap();
+            config.models[0].text.prefix_cache_tokens
+        };
+        assert_eq!(tokens("", ""), None);
+        assert_eq!(tokens("--prefix-cache-tokens 0", ""), Some(0));
+        let table = "prefix_cache_tokens = 64\n[[models]]\nmodel = 'smollm2-135m-instruct'\n\
+                     prefix_cache_tokens = 320";
+        assert_eq!(tokens("", table), Some(320));
+    }
+
+    #[test]
     fn a_request_may_not_ask_for_more_rows_than_the_engine_holds() {
         let choices = |line: &str| {
             let config = resolve(line, "", &[]).unwrap();
@@ -480,6 +494,12 @@ mod tests {
                 "one of continuous, dynamic",
             ),
             ("--port 65536", "", vec![], "from 0 to 65535"),
+            (
+                "--prefix-cache-tokens=-1",
+                "",
+                vec![],
+                "prefix_cache_tokens = \"-1\" (from --prefix-cache-tokens) must be a whole number from 0",
+            ),
             ("--host example.org", "", vec![], "an IP address"),
             ("--host 0.0.0.0", "", vec![], "api_key_file"),
             ("--host ::", "", vec![], "allow_unauthenticated"),

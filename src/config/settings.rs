@@ -118,6 +118,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Prompt and new tokens of a row [default: what the model was made for]").per_model(),
     one(MODELS, "kv_cache_tokens", "TOKENS", "",
         "Tokens of all running rows together [default: 2048 a row, within 4 GiB]").per_model(),
+    one(MODELS, "prefix_cache_tokens", "TOKENS", "",
+        "Tokens of the KV cache kept for prompts that begin alike, when no row holds them any more; \
+         0 switches prefix caching off [default: a quarter of it]").per_model(),
     one(MODELS, "compute_threads", "COUNT", "",
         "Threads for the models' arithmetic [default: cores less one, which serves HTTP]"),
 

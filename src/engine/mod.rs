@@ -17,6 +17,7 @@ use std::time::Duration;
 use crate::batch::{FinishReason, Phase};
 use crate::events::{EventSink, FailureKind};
 use crate::job::{Job, RequestId};
+use crate::model::CacheReport;
 use crate::scheduler::SchedulerConfig;
 use crate::time::Time;
 
@@ -102,6 +103,8 @@ pub struct Snapshot {
     pub memory_units_used: u32,
     /// Memory units in all.
     pub memory_units_total: u32,
+    /// How the model's prefix cache stands.
+    pub cache: CacheReport,
     /// Prompt tokens of the requests in the engine.
     pub queued_tokens: u64,
     /// When a request that came now would start, if that can be told.

@@ -358,6 +358,7 @@ impl Engine {
             slots: capacity.slots,
             memory_units_used: self.scheduler.memory_units_used(),
             memory_units_total: capacity.memory_units,
+            cache: self.model.cache_report(),
             queued_tokens: self.shared.gate.tokens(),
             eta: self.scheduler.newcomer_eta(now).map(|eta| eta - now),
         });

@@ -6,6 +6,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use super::prompt::tokenize;
+use super::salt::cache_salt;
 use super::{Invalid, InvalidKind, Prompt, TextDraft, TextIntake};
 use crate::job::{Sampling, TextJob};
 
@@ -28,6 +29,7 @@ pub(super) fn job(intake: &TextIntake, draft: TextDraft) -> Result<TextJob, Inva
     let prompt_logprobs = top_logprobs(intake, "prompt_logprobs", draft.prompt_logprobs)?;
     let asked_tokens = asked_tokens(intake, &draft, prompt_logprobs.is_some())?;
     let keep = kept_tokens(&draft)?;
+    let cache_salt = cache_salt(draft.tenant.as_deref(), draft.cache_salt.as_deref())?;
 
     let tokens = tokenize(intake, &draft.prompt, draft.add_special_tokens)?;
     if tokens.is_empty() {
@@ -59,6 +61,7 @@ pub(super) fn job(intake: &TextIntake, draft: TextDraft) -> Result<TextJob, Inva
         sampling,
         logprobs: logprobs.or(ranked.then_some(0)),
         prompt_logprobs,
+        cache_salt,
     })
 }
 

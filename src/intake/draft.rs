@@ -1,5 +1,7 @@
 //! A text request as its client wrote it: every field optional, nothing checked yet.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::{Fields, Invalid};
@@ -119,6 +121,11 @@ pub struct TextDraft {
     pub logprobs_name: &'static str,
     /// Report log-probabilities of the prompt's tokens, with this many alternatives.
     pub prompt_logprobs: Option<u64>,
+    /// Shares the prompt's cached tokens only with requests that give the same.
+    pub cache_salt: Option<String>,
+    /// Who asks, where keys are asked for; `api::submit` says it, no body can. Tenants share no cached
+    /// tokens, whatever their salts.
+    pub tenant: Option<Arc<str>>,
 }
 
 impl TextDraft {
@@ -152,11 +159,13 @@ impl TextDraft {
             logprobs: None,
             logprobs_name: "logprobs",
             prompt_logprobs: None,
+            cache_salt: None,
+            tenant: None,
         }
     }
 
     /// Reads the fields whose name and shape all dialects share, which is every field above but
-    /// the prompt, `best_of`, `logprobs` and `default_max_tokens`.
+    /// the prompt, `best_of`, `logprobs`, `default_max_tokens` and `tenant`.
     ///
     /// # Errors
     /// A field of the wrong type.
@@ -182,6 +191,7 @@ impl TextDraft {
         self.logit_bias = fields.numbers_by_name("logit_bias")?;
         self.seed = fields.seed("seed")?;
         self.prompt_logprobs = fields.count("prompt_logprobs")?;
+        self.cache_salt = fields.string("cache_salt")?;
         Ok(())
     }
 }

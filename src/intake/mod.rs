@@ -10,6 +10,7 @@ mod draft;
 mod fields;
 mod limits;
 mod prompt;
+mod salt;
 
 pub use draft::{ChatPrompt, Prompt, TextDraft};
 pub use fields::Fields;

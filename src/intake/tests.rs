@@ -146,6 +146,12 @@ fn values_beyond_their_limits_are_refused_by_name() {
     ] {
         check(field, &[json!(0), json!("true"), json!([])]);
     }
+    check(
+        "cache_salt",
+        &[json!(""), json!(1), json!(["s"]), json!("s".repeat(257))],
+    );
+    // Who asks is not for a body to say.
+    check("tenant", &[json!("alice")]);
     check("no_such_field", &[json!(0)]);
 }
 
@@ -158,7 +164,7 @@ fn values_at_their_limits_are_taken() {
         "logit_bias": {"0": -100, "299": 100}, "seed": -1,
         "stop": ["12345", "a"], "stop_token_ids": [0, 299],
         "include_stop_str_in_output": true, "skip_special_tokens": false,
-        "logprobs": 3, "prompt_logprobs": 0,
+        "logprobs": 3, "prompt_logprobs": 0, "cache_salt": "s",
     });
     let job = job_with(&intake(), fields).expect("all at their limits");
     let expected = TextJob {
@@ -186,6 +192,7 @@ fn values_at_their_limits_are_taken() {
         },
         logprobs: Some(3),
         prompt_logprobs: Some(0),
+        cache_salt: salt::cache_salt(None, Some("s")).expect("one byte"),
     };
     assert_eq!(job, expected);
     for top_k in [0, -1] {

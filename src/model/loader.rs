@@ -134,6 +134,7 @@ pub fn build_text(
         Arc::clone(&assets.tokenizer),
         options.batch_size,
         &kv,
+        options.prefix_cache_blocks(&kv),
     ))
 }
 

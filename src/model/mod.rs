@@ -43,6 +43,20 @@ pub trait Model {
 
     /// Frees `slot`, whatever state its row is in, also after a failed or panicked step.
     fn retire(&mut self, slot: Slot);
+
+    /// How its prefix cache stands. A model without one keeps nothing.
+    fn cache_report(&self) -> CacheReport {
+        CacheReport::default()
+    }
+}
+
+/// How a model's prefix cache stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheReport {
+    /// Units of memory that no row holds and that are kept for rows to come.
+    pub memory_units: u32,
+    /// Units that were given up since the beginning, for lack of room.
+    pub evicted: u64,
 }
 
 /// What [`Model::admit`] found.

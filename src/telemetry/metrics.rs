@@ -123,6 +123,8 @@ struct ModelFamilies {
     queue_eta_seconds: Family<ModelLabel, Gauge<f64, AtomicU64>>,
     kv_blocks_used: Family<ModelLabel, Gauge>,
     kv_blocks_total: Family<ModelLabel, Gauge>,
+    kv_blocks_cached: Family<ModelLabel, Gauge>,
+    kv_blocks_evicted: Family<ModelLabel, Counter>,
 }
 
 impl ModelFamilies {
@@ -229,6 +231,16 @@ impl ModelFamilies {
                 Family::default()
             ),
             kv_blocks_total: family!("kv_blocks_total", "KV cache blocks", Family::default()),
+            kv_blocks_cached: family!(
+                "kv_blocks_cached",
+                "KV cache blocks that no row holds, kept for prompts that begin alike",
+                Family::default()
+            ),
+            kv_blocks_evicted: family!(
+                "kv_blocks_evicted",
+                "Blocks that were kept so, and given up for lack of room",
+                Family::default()
+            ),
         }
     }
 }
@@ -258,6 +270,8 @@ struct ModelMetrics {
     queue_eta_seconds: Gauge<f64, AtomicU64>,
     kv_blocks_used: Gauge,
     kv_blocks_total: Gauge,
+    kv_blocks_cached: Gauge,
+    kv_blocks_evicted: Counter,
 }
 
 /// Ends of a request, as the `end` label has them.
@@ -350,6 +364,8 @@ impl ModelMetrics {
             queue_eta_seconds: families.queue_eta_seconds.get_or_create_owned(&label),
             kv_blocks_used: families.kv_blocks_used.get_or_create_owned(&label),
             kv_blocks_total: families.kv_blocks_total.get_or_create_owned(&label),
+            kv_blocks_cached: families.kv_blocks_cached.get_or_create_owned(&label),
+            kv_blocks_evicted: families.kv_blocks_evicted.get_or_create_owned(&label),
         }
     }
 
@@ -500,6 +516,13 @@ impl Observer for Metrics {
         metrics
             .kv_blocks_total
             .set(snapshot.memory_units_total.into());
+        metrics
+            .kv_blocks_cached
+            .set(snapshot.cache.memory_units.into());
+        // The model counts for itself; its count never falls.
+        let counted = metrics.kv_blocks_evicted.get();
+        let evicted = snapshot.cache.evicted.saturating_sub(counted);
+        metrics.kv_blocks_evicted.inc_by(evicted);
     }
 }
 
@@ -572,6 +595,7 @@ impl EdgeMetrics for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::CacheReport;
 
     /// The value of the one line that begins with `series`.
     fn value(page: &str, series: &str) -> f64 {
@@ -603,15 +627,21 @@ mod tests {
         metrics.ended("m", RequestEnd::Finished(FinishReason::Stop), second, 7);
         metrics.ended("m", RequestEnd::Cancelled(None), second, 0);
         metrics.rejected("m", &Reject::Draining);
-        metrics.snapshot(
-            "m",
-            &Snapshot {
-                running_rows: 3,
-                memory_units_used: 5,
-                eta: Some(second),
-                ..Snapshot::default()
-            },
-        );
+        for evicted in [0, 7, 7, 9] {
+            metrics.snapshot(
+                "m",
+                &Snapshot {
+                    running_rows: 3,
+                    memory_units_used: 5,
+                    cache: CacheReport {
+                        memory_units: 6,
+                        evicted,
+                    },
+                    eta: Some(second),
+                    ..Snapshot::default()
+                },
+            );
+        }
         metrics.http_request("/v1/models", "GET", 200, 0.5);
         metrics.open_streams(1);
         metrics.frames("native", 2);
@@ -649,6 +679,8 @@ mod tests {
             ("girandole_generation_tokens_total{model=\"m\"}", 7.0),
             ("girandole_rows_running{model=\"m\"}", 3.0),
             ("girandole_kv_blocks_used{model=\"m\"}", 5.0),
+            ("girandole_kv_blocks_cached{model=\"m\"}", 6.0),
+            ("girandole_kv_blocks_evicted_total{model=\"m\"}", 9.0),
             ("girandole_queue_eta_seconds{model=\"m\"}", 1.0),
             ("girandole_open_streams", 1.0),
             ("girandole_stream_frames_total{dialect=\"native\"}", 2.0),

@@ -5,6 +5,7 @@
 mod bench;
 mod configuration;
 mod hub;
+mod prefix_cache;
 mod sandbox;
 mod service;
 mod sources;

@@ -22,7 +22,7 @@ impl Decoding {
     pub(crate) fn new(decoder: Decoder, kv: &KvShape, slots: usize) -> Self {
         Decoding {
             decoder,
-            pool: BlockPool::new(kv.blocks as u32, slots),
+            pool: BlockPool::new(kv.blocks as u32, slots, 0),
         }
     }
 

@@ -426,7 +426,7 @@ pub(crate) fn quantised_model(linear: GgmlDType, embedding: GgmlDType, slots: u3
     let mut source = GgufWeights::new(&file, None, &Device::Cpu);
     let decoder = Decoder::load(&config, &mut source, &kv).expect("complete");
     let tokenizer = Arc::new(TextTokenizer::bytes(config.vocab_size as u32));
-    TextModel::new(decoder, tokenizer, slots, &kv)
+    TextModel::new(decoder, tokenizer, slots, &kv, kv.blocks)
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod gguf_files;
 mod goldens;
 mod loading;
 mod poison;
+mod prefixes;
 mod rows;
 mod serving;
 mod smollm2;

@@ -28,12 +28,12 @@ pub(crate) fn model_with_nan_embedding(token: usize, slots: u32) -> Box<dyn Mode
         .expect("the folder can be written");
 
     let config = config("llama");
-    let kv = options(slots)
-        .kv_shape(&config, DeviceSpec::Cpu)
-        .expect("valid");
+    let options = options(slots);
+    let kv = options.kv_shape(&config, DeviceSpec::Cpu).expect("valid");
     let mut source =
         SafetensorsWeights::open(folder.path(), None, &Device::Cpu).expect("just written");
     let decoder = Decoder::load(&config, &mut source, &kv).expect("complete");
     let tokenizer = Arc::new(TextTokenizer::bytes(config.vocab_size as u32));
-    Box::new(TextModel::new(decoder, tokenizer, slots, &kv))
+    let kept = options.prefix_cache_blocks(&kv);
+    Box::new(TextModel::new(decoder, tokenizer, slots, &kv, kept))
 }

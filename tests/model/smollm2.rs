@@ -19,6 +19,7 @@ use girandole::model::text::options::TextOptions;
 use girandole::model::text::weights::gguf::{GgufFile, GgufWeights};
 
 use crate::decoding::{Decoding, argmax};
+use crate::prefixes::found;
 use crate::serving::{Guest, alone, options, run};
 
 fn file() -> &'static Path {
@@ -106,6 +107,40 @@ fn it_answers_a_question() {
     let said = alone(&mut *model, TextJob::greedy(prompt, 40));
     assert_eq!(said.text, "The capital of France is Paris.");
     assert_eq!(said.end, Some(Next::Finish(FinishReason::Stop)));
+}
+
+#[test]
+fn a_chat_that_goes_on_says_the_same_with_and_without_the_prefix_cache() {
+    let path = file();
+    let assets = assets(path);
+    let model = |prefix_cache_tokens| {
+        let options = TextOptions {
+            prefix_cache_tokens,
+            ..options(1)
+        };
+        build(&assets, DeviceSpec::Cpu, &options).expect("weights")
+    };
+    let (mut caching, mut plain) = (model(None), model(Some(0)));
+    let story = "Tell me about lamps and candles. ".repeat(8);
+    let mut prompt = chat(&assets, &story);
+    for question in ["And then?", "Why?", "Who said so?"] {
+        let job = TextJob {
+            logprobs: Some(2),
+            ..TextJob::greedy(prompt.clone(), 20)
+        };
+        let first = alone(&mut *caching, job.clone());
+        assert_eq!(first, alone(&mut *plain, job.clone()));
+        // What was just said is found again, but for its last token, which was never fed to the model.
+        prompt.extend(&first.tokens);
+        let stored = prompt.len() - 1;
+        prompt.extend(chat(&assets, question));
+        let next = TextJob {
+            prompt: prompt.clone().into(),
+            ..job
+        };
+        let found = found(&mut *caching, &next) as usize;
+        assert_eq!(found, stored / 32 * 32);
+    }
 }
 
 #[test]

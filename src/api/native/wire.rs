@@ -66,7 +66,7 @@ pub struct SubmitBody {
     /// Further fields: `min_p`, `typical_p`, `presence_penalty`, `frequency_penalty`,
     /// `repetition_penalty`, `logit_bias`, `stop_token_ids`, `include_stop_str_in_output`,
     /// `skip_special_tokens`, `prompt_logprobs`, `truncate_prompt_tokens`, `add_special_tokens`,
-    /// and for `messages` `add_generation_prompt`, `continue_final_message`,
+    /// `cache_salt` (cached tokens of the prompt are shared only where it is the same), and for `messages` `add_generation_prompt`, `continue_final_message`,
     /// `chat_template_kwargs`.
     #[serde(flatten)]
     #[schema(value_type = Object)]

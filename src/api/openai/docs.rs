@@ -63,6 +63,8 @@ struct SharedBody {
     truncate_prompt_tokens: Option<i64>,
     /// Add the beginning-of-text token to the prompt.
     add_special_tokens: Option<bool>,
+    /// Share cached tokens of the prompt only with requests that give the same salt, 1 to 256 bytes.
+    cache_salt: Option<String>,
     /// Fail with 504 if it has not ended after this.
     deadline_ms: Option<u64>,
 }

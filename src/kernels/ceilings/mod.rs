@@ -65,11 +65,13 @@ per_isa! {
 
 #[inline(always)]
 fn add_words_body(memory: &[u8], sum: &mut u64) {
+    // Plain indices over chunks of constant length: nothing else becomes vectors for certain.
     let mut sums = [0u64; WORDS_AT_ONCE];
-    for words in memory.chunks_exact(WORDS_AT_ONCE * size_of::<u64>()) {
-        for (sum, word) in sums.iter_mut().zip(words.chunks_exact(size_of::<u64>())) {
-            let word = word.try_into().expect("chunks of eight bytes");
-            *sum = sum.wrapping_add(u64::from_ne_bytes(word));
+    let (words, _) = memory.as_chunks::<{ size_of::<u64>() }>();
+    let (groups, _) = words.as_chunks::<WORDS_AT_ONCE>();
+    for group in groups {
+        for lane in 0..WORDS_AT_ONCE {
+            sums[lane] = sums[lane].wrapping_add(u64::from_ne_bytes(group[lane]));
         }
     }
     *sum = sums.into_iter().fold(*sum, u64::wrapping_add);

@@ -10,6 +10,7 @@ pub mod detokenize;
 pub mod kv_cache;
 pub mod names;
 pub mod options;
+pub mod prefix_cache;
 pub mod profile;
 pub mod rope;
 mod row;
@@ -20,14 +21,15 @@ pub mod work;
 
 use std::sync::Arc;
 
-use crate::batch::{BatchKey, Capacity, PlannedRow, RowCost, RowOutcome, Slot};
+use crate::batch::{BatchKey, Capacity, Next, PlannedRow, RowCost, RowOutcome, Slot};
 use crate::job::{Job, TextJob};
 use crate::kernels::attention::TokenLayout;
 use crate::kernels::threads;
-use crate::model::{Admitted, Model, ModelError};
+use crate::model::{Admitted, CacheReport, Model, ModelError};
 
 use decoder::{Decoder, KvShape};
-use kv_cache::{BlockPool, blocks_for};
+use kv_cache::{BlockPool, OutOfBlocks, blocks_for};
+use prefix_cache::DigestChain;
 use profile::{Part, timed};
 use row::{Contribution, Row};
 use tokenizer::TextTokenizer;
@@ -52,12 +54,19 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// A model with room for `slots` rows. `kv` is the shape that the decoder was loaded with.
-    pub fn new(decoder: Decoder, tokenizer: Arc<TextTokenizer>, slots: u32, kv: &KvShape) -> Self {
+    /// A model with room for `slots` rows. `kv` is the shape that the decoder was loaded with;
+    /// `prefix_cache_blocks` of its blocks may be kept for prompts to come, 0 for none.
+    pub fn new(
+        decoder: Decoder,
+        tokenizer: Arc<TextTokenizer>,
+        slots: u32,
+        kv: &KvShape,
+        prefix_cache_blocks: usize,
+    ) -> Self {
         TextModel {
             decoder,
             tokenizer,
-            pool: BlockPool::new(kv.blocks as u32, slots as usize),
+            pool: BlockPool::new(kv.blocks as u32, slots as usize, prefix_cache_blocks),
             rows: (0..slots).map(|_| None).collect(),
             served_context: kv.served_context,
             kv_bytes: kv.dtype.size_in_bytes(),
@@ -101,13 +110,31 @@ impl TextModel {
         }
     }
 
+    /// Reserves the row's blocks. Returns the chain of those that the prefix cache knew.
+    fn reserve(&mut self, slot: Slot, job: &TextJob) -> Result<Option<DigestChain>, OutOfBlocks> {
+        let tokens = self.positions(job);
+        if !self.pool.prefixes().is_on() {
+            self.pool.reserve(slot, tokens)?;
+            return Ok(None);
+        }
+        let mut chain = DigestChain::new(&job.cache_salt);
+        match job.prompt_logprobs {
+            // The logits of every prompt token are wanted, and they are not kept.
+            Some(_) => self.pool.reserve(slot, tokens)?,
+            None => self
+                .pool
+                .reserve_after_prefix(slot, tokens, &job.prompt, &mut chain)?,
+        }
+        Ok(Some(chain))
+    }
+
     /// Takes the planned rows out of their slots, with what each puts into the pass.
     fn take_rows(&mut self, plan: &[PlannedRow]) -> Result<Vec<ActiveRow>, ModelError> {
         plan.iter()
             .map(|planned| {
                 let slot = planned.slot;
                 let row = self.rows.get_mut(slot.index()).and_then(Option::take);
-                row.and_then(|mut row| {
+                row.and_then(|row| {
                     let contribution = row.contribute(planned.phase, planned.work)?;
                     Some(ActiveRow {
                         slot,
@@ -181,6 +208,32 @@ impl TextModel {
         });
         uses.retain(|pending| pending.count > 0);
     }
+
+    /// The pass went well: puts a row back into its slot, the blocks that it filled into the prefix
+    /// cache, and tells what it said.
+    fn put_back(&mut self, active: ActiveRow) -> RowOutcome {
+        let ActiveRow {
+            slot,
+            mut row,
+            contribution,
+        } = active;
+        let filled = row.stored(&contribution);
+        let (emitted, next) = row.report(KEY);
+        self.rows[slot.index()] = Some(row);
+        if matches!(next, Next::Fail(_)) {
+            // Perhaps the fault lies in what it found: then the next row had better compute it.
+            self.pool.forget(slot);
+        } else {
+            for (index, digest) in filled {
+                self.pool.enter(slot, index, digest);
+            }
+        }
+        RowOutcome {
+            slot,
+            emitted,
+            next,
+        }
+    }
 }
 
 /// A row during a step.
@@ -232,21 +285,24 @@ impl Model for TextModel {
     fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
         let Job::Text(job) = &**job;
         self.check(slot, job)?;
-        self.pool
-            .reserve(slot, self.positions(job))
+        let chain = self
+            .reserve(slot, job)
             .map_err(|error| ModelError::OutOfMemory(error.to_string()))?;
-        let mut row = Row::new(job, choice, &self.tokenizer, self.served_context);
+        let found = chain.as_ref().map_or(0, DigestChain::tokens);
+        let mut row = Row::new(job, choice, &self.tokenizer, self.served_context, chain);
         row.score_first_token();
         self.rows[slot.index()] = Some(row);
-        Ok(Admitted::default())
+        Ok(Admitted {
+            begin_work_done: found as u32,
+        })
     }
 
-    /// A pass that fails leaves its rows' slots empty but reserved, until they are retired.
+    /// A pass that fails leaves its rows as they were, and nothing of it in the prefix cache.
     fn step(&mut self, plan: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
         let mut rows = self.take_rows(plan)?;
         if let Err(error) = self.run(&mut rows) {
-            // The engine may spare some of them; those still lie in their slots then, and a decoding
-            // row that is planned again feeds the same token to the same position.
+            // The engine may spare some of them; those still lie in their slots then, and a row that
+            // is planned again feeds the same tokens to the same positions.
             for active in rows {
                 self.rows[active.slot.index()] = Some(active.row);
             }
@@ -254,15 +310,7 @@ impl Model for TextModel {
         }
         Ok(rows
             .into_iter()
-            .map(|mut active| {
-                let (emitted, next) = active.row.report(KEY);
-                self.rows[active.slot.index()] = Some(active.row);
-                RowOutcome {
-                    slot: active.slot,
-                    emitted,
-                    next,
-                }
-            })
+            .map(|active| self.put_back(active))
             .collect())
     }
 
@@ -272,4 +320,15 @@ impl Model for TextModel {
             *row = None;
         }
     }
+
+    fn cache_report(&self) -> CacheReport {
+        let prefixes = self.pool.prefixes();
+        CacheReport {
+            memory_units: prefixes.unheld() as u32,
+            evicted: prefixes.evicted(),
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

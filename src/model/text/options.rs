@@ -14,6 +14,10 @@ const DEFAULT_TOKENS_PER_SLOT: usize = 2048;
 /// Bytes of keys and values that are reserved where nobody says how many tokens.
 const DEFAULT_MAX_KV_BYTES: usize = 4 << 30;
 
+/// Which part of the key-value cache is kept for prompts to come where nobody says how much. On the CPU
+/// memory is taken from the system when it is first used: this bounds what an idle service stays at.
+const DEFAULT_PREFIX_CACHE_PART: usize = 4;
+
 /// How a text model is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextOptions {
@@ -24,6 +28,9 @@ pub struct TextOptions {
     /// Tokens that the key-value cache holds, all rows together. Without it: 2,048 per slot, a whole
     /// context at least, 4 GiB at most.
     pub kv_cache_tokens: Option<u32>,
+    /// Tokens that the key-value cache keeps for prompts that begin alike, when no row holds them any
+    /// more; 0 switches prefix caching off. Without it: a quarter of the cache.
+    pub prefix_cache_tokens: Option<u32>,
     /// Format of keys and values; the device's default without it.
     pub kv_dtype: Option<FloatType>,
     /// Format of weights that are not quantised; the file's own without it.
@@ -36,6 +43,7 @@ impl Default for TextOptions {
             batch_size: 16,
             max_context: None,
             kv_cache_tokens: None,
+            prefix_cache_tokens: None,
             kv_dtype: None,
             dtype: None,
         }
@@ -98,6 +106,14 @@ impl TextOptions {
             dtype,
         })
     }
+
+    /// Blocks that the prefix cache may keep, of those in `kv`.
+    pub fn prefix_cache_blocks(&self, kv: &KvShape) -> usize {
+        match self.prefix_cache_tokens {
+            None => kv.blocks.div_ceil(DEFAULT_PREFIX_CACHE_PART),
+            Some(tokens) => blocks_for(tokens as usize).min(kv.blocks),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +152,25 @@ mod tests {
         let (_, tokens) = shape(batch_size(1_000_000));
         // 30 layers, keys and values, 3 heads of 64 columns, 2 bytes.
         assert!(tokens * 23_040 <= DEFAULT_MAX_KV_BYTES + BLOCK_TOKENS * 23_040);
+    }
+
+    #[test]
+    fn the_prefix_cache_is_a_quarter_or_what_is_asked_for() {
+        let blocks = |prefix_cache_tokens| {
+            let options = TextOptions {
+                kv_cache_tokens: Some(1000),
+                prefix_cache_tokens,
+                ..TextOptions::default()
+            };
+            let shape = options.kv_shape(&config(), DeviceSpec::Cpu).expect("valid");
+            assert_eq!(shape.blocks, 32);
+            options.prefix_cache_blocks(&shape)
+        };
+        assert_eq!(blocks(None), 8);
+        assert_eq!(blocks(Some(0)), 0);
+        assert_eq!(blocks(Some(1)), 1);
+        assert_eq!(blocks(Some(64)), 2);
+        assert_eq!(blocks(Some(u32::MAX)), 32);
     }
 
     #[test]

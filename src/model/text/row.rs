@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::detokenize::Detokenizer;
+use super::prefix_cache::{BlockDigest, DigestChain};
 use super::sampling::{NonFiniteLogits, TokenSampler, log_probabilities};
 use super::tokenizer::TextTokenizer;
 use crate::batch::{BatchKey, Emission, FinishReason, Next, Phase, TokenLogprob};
@@ -23,6 +24,8 @@ pub(super) struct Row {
     served_context: usize,
     /// Prompt tokens whose keys and values are stored.
     prefilled: usize,
+    /// What its full blocks hold, for the prefix cache; absent where there is none.
+    chain: Option<DigestChain>,
     generated: u32,
     last_token: u32,
     emitted: Vec<Emission>,
@@ -40,11 +43,14 @@ pub(super) struct Contribution {
 }
 
 impl Row {
+    /// A row for answer number `choice`, whose first tokens may be stored already: those that `chain` has
+    /// moved past.
     pub(super) fn new(
         job: &TextJob,
         choice: u32,
         tokenizer: &Arc<TextTokenizer>,
         served_context: usize,
+        chain: Option<DigestChain>,
     ) -> Self {
         let mut end_tokens = job.stop_token_ids.to_vec();
         if !job.ignore_eos {
@@ -57,7 +63,8 @@ impl Row {
             job: job.clone(),
             end_tokens,
             served_context,
-            prefilled: 0,
+            prefilled: chain.as_ref().map_or(0, DigestChain::tokens),
+            chain,
             generated: 0,
             last_token: 0,
             emitted: Vec::new(),
@@ -65,8 +72,9 @@ impl Row {
         }
     }
 
-    /// What the row puts into the pass that is planned for it; `None` if it stands elsewhere.
-    pub(super) fn contribute(&mut self, phase: Phase, work: u32) -> Option<Contribution> {
+    /// What the row puts into the pass that is planned for it; `None` if it stands elsewhere. Until
+    /// [`stored`](Self::stored) says that the pass went well, it would put the same in again.
+    pub(super) fn contribute(&self, phase: Phase, work: u32) -> Option<Contribution> {
         match phase {
             Phase::Begin => self.contribute_chunk(work as usize),
             Phase::Iterate if self.generated > 0 => Some(Contribution {
@@ -78,14 +86,13 @@ impl Row {
         }
     }
 
-    fn contribute_chunk(&mut self, work: usize) -> Option<Contribution> {
+    fn contribute_chunk(&self, work: usize) -> Option<Contribution> {
         let first_position = self.prefilled;
         let rest = self.job.prompt.len() - first_position;
         if work == 0 || rest == 0 {
             return None;
         }
         let end = first_position + work.min(rest);
-        self.prefilled = end;
         let tokens = self.job.prompt[first_position..end].to_vec();
         let completes = end == self.job.prompt.len();
         let first_wanted = match self.job.prompt_logprobs {
@@ -98,6 +105,22 @@ impl Row {
             tokens,
             first_position,
         })
+    }
+
+    /// The keys and values of `part` are stored: the pass that it was put into went well. Returns the
+    /// blocks that it filled, by their place in the row's table, with what they hold.
+    pub(super) fn stored(&mut self, part: &Contribution) -> Vec<(usize, BlockDigest)> {
+        let end = part.first_position + part.tokens.len();
+        self.prefilled = self.prefilled.max(end.min(self.job.prompt.len()));
+        match &mut self.chain {
+            // Behind a gap, which a pass that failed halfway may leave, nothing is known for sure.
+            Some(chain) if chain.tokens() == part.first_position => part
+                .tokens
+                .iter()
+                .filter_map(|token| chain.push(*token))
+                .collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// The position that the next new token gets.
