@@ -10,8 +10,15 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// x86-64 with AVX2, FMA, F16C and dot products of bytes in 256 bits: AVX-VNNI, or AVX-512 VNNI with VL, which
+    /// has the same instruction in another encoding.
+    AvxVnni,
     /// x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI.
     Avx512,
+    /// Little-endian aarch64 with NEON.
+    Neon,
+    /// Little-endian aarch64 with NEON and dot products of bytes (dotprod).
+    NeonDot,
 }
 
 impl Isa {
@@ -37,13 +44,22 @@ impl Isa {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") && has!("f16c") {
                 available.push(Self::Avx2);
-                if has!("avx512f")
-                    && has!("avx512bw")
-                    && has!("avx512dq")
-                    && has!("avx512vl")
-                    && has!("avx512vnni")
-                {
+                let narrow_vnni = has!("avx512vl") && has!("avx512vnni");
+                if has!("avxvnni") || narrow_vnni {
+                    available.push(Self::AvxVnni);
+                }
+                if narrow_vnni && has!("avx512f") && has!("avx512bw") && has!("avx512dq") {
                     available.push(Self::Avx512);
+                }
+            }
+        }
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            if has!("neon") {
+                available.push(Self::Neon);
+                if has!("dotprod") {
+                    available.push(Self::NeonDot);
                 }
             }
         }
@@ -79,15 +95,19 @@ macro_rules! per_isa {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident<Vector>;) => {
         $crate::kernels::isa::per_isa! {
             @define [$(#[$attribute])* $visibility fn $name] ($($argument: $type),*)
-            [$body::<$crate::kernels::simd::x86::Avx512>] [$body::<$crate::kernels::simd::x86::Avx2>] [$body::<[f32; 16]>]
+            [$body::<$crate::kernels::simd::x86::Avx512>] [$body::<$crate::kernels::simd::x86::Avx2>]
+            [$body::<$crate::kernels::simd::neon::Neon>] [$body::<[f32; 16]>]
         }
     };
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident;) => {
         $crate::kernels::isa::per_isa! {
-            @define [$(#[$attribute])* $visibility fn $name] ($($argument: $type),*) [$body] [$body] [$body]
+            @define [$(#[$attribute])* $visibility fn $name] ($($argument: $type),*) [$body] [$body] [$body] [$body]
         }
     };
-    (@define [$($signature:tt)*] ($($argument:ident: $type:ty),*) [$($avx512:tt)*] [$($avx2:tt)*] [$($portable:tt)*]) => {
+    (
+        @define [$($signature:tt)*] ($($argument:ident: $type:ty),*)
+        [$($avx512:tt)*] [$($avx2:tt)*] [$($neon:tt)*] [$($portable:tt)*]
+    ) => {
         #[allow(unsafe_code, reason = "calls a function compiled for instructions that were found at run time")]
         $($signature)*($($argument: $type),*) {
             #[cfg(target_arch = "x86_64")]
@@ -103,9 +123,25 @@ macro_rules! per_isa {
                 match $crate::kernels::isa::Isa::detected() {
                     // SAFETY: `detected` found these features on this processor.
                     $crate::kernels::isa::Isa::Avx512 => return unsafe { avx512($($argument),*) },
-                    // SAFETY: as above.
-                    $crate::kernels::isa::Isa::Avx2 => return unsafe { avx2($($argument),*) },
-                    $crate::kernels::isa::Isa::Portable => {}
+                    $crate::kernels::isa::Isa::Avx2 | $crate::kernels::isa::Isa::AvxVnni => {
+                        // SAFETY: as above.
+                        return unsafe { avx2($($argument),*) };
+                    }
+                    _ => {}
+                }
+            }
+            #[cfg(target_arch = "aarch64")]
+            {
+                #[target_feature(enable = "neon")]
+                fn neon($($argument: $type),*) {
+                    $($neon)*($($argument),*)
+                }
+                match $crate::kernels::isa::Isa::detected() {
+                    $crate::kernels::isa::Isa::Neon | $crate::kernels::isa::Isa::NeonDot => {
+                        // SAFETY: `detected` found this feature on this processor.
+                        return unsafe { neon($($argument),*) };
+                    }
+                    _ => {}
                 }
             }
             $($portable)*($($argument),*)
