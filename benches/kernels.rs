@@ -1,18 +1,20 @@
-//! The matrix products against Candle's own, by format, shape and number of rows.
+//! Each kernel against Candle's own way: the matrix products by format, shape and number of rows, paged attention,
+//! and the small operations between them.
 //!
 //! `GIRANDOLE_BENCH_THREADS` sets our threads (1 when absent); for Candle set `CANDLE_NUM_THREADS` and
 //! `RAYON_NUM_THREADS` to the same number.
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{DType, Device, Module, Result, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use girandole::kernels::activation::silu_mul;
+use girandole::kernels::activation::{gelu_tanh_mul, silu_mul};
 use girandole::kernels::attention::{
     AttentionOptions, BLOCK_TOKENS, PagedKv, TokenLayout, paged_attention, write_kv,
 };
 use girandole::kernels::linear::Linear;
 use girandole::kernels::norm::rms_norm;
+use girandole::kernels::reference;
 use girandole::kernels::rope::rope;
 use girandole::kernels::threads::set_compute_threads;
 
@@ -28,15 +30,15 @@ fn set_threads() {
 }
 
 fn products(criterion: &mut Criterion) {
-    let threads = std::env::var("GIRANDOLE_BENCH_THREADS")
-        .map_or(1, |count| count.parse().expect("a number"));
-    set_compute_threads(threads);
+    set_threads();
     for dtype in [
         GgmlDType::Q4_1,
         GgmlDType::Q8_0,
         GgmlDType::Q4_0,
         GgmlDType::Q5_0,
+        GgmlDType::Q5_1,
         GgmlDType::F16,
+        GgmlDType::BF16,
         GgmlDType::F32,
     ] {
         for (n, k) in SHAPES {
@@ -113,8 +115,13 @@ fn attention(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(
                 4 * u64::from(seen) * (heads * head_dim) as u64,
             ));
-            group.bench_function(BenchmarkId::new(name, format!("{dtype:?}")), |bencher| {
+            let id = |whose: &str| BenchmarkId::new(format!("{name}_{dtype:?}"), whose);
+            group.bench_function(id("girandole"), |bencher| {
                 bencher.iter(|| paged_attention(&q, &kv, &layout, &options));
+            });
+            // Candle has no paged attention on the CPU: blocks gathered, then its products and softmax per slot.
+            group.bench_function(id("candle"), |bencher| {
+                bencher.iter(|| reference::paged_attention(&q, &kv, &layout, &options));
             });
         }
     }
@@ -134,14 +141,30 @@ fn small_operations(criterion: &mut Criterion) {
         tensor(64, 32),
         tensor(64, 32),
     );
+    // Candle's wants the rows of the tables that belong to the tokens, and (batch, heads, tokens, width).
+    let positions = [3, 1, 4, 1, 5, 9, 2, 6];
+    let ids = Tensor::new(&positions, &Device::Cpu).expect("positions");
+    let rows_of = |table: &Tensor| table.index_select(&ids, 0).expect("rows");
+    let candles_q = q.transpose(0, 1).and_then(|q| q.unsqueeze(0));
+    let candles_q = candles_q.and_then(|q| q.contiguous()).expect("heads");
     let mut group = criterion.benchmark_group("eight_rows");
-    group.bench_function("rms_norm", |bencher| {
-        bencher.iter(|| rms_norm(&x, &weight, 1e-5))
+    let mut pair =
+        |name: &str, ours: &dyn Fn() -> Result<Tensor>, candles: &dyn Fn() -> Result<Tensor>| {
+            for (whose, run) in [("girandole", ours), ("candle", candles)] {
+                let id = BenchmarkId::new(name, whose);
+                group.bench_function(id, |bencher| bencher.iter(|| run().expect("a result")));
+            }
+        };
+    pair("rms_norm", &|| rms_norm(&x, &weight, 1e-5), &|| {
+        candle_nn::ops::rms_norm(&x, &weight, 1e-5)
     });
-    group.bench_function("rope", |bencher| {
-        bencher.iter(|| rope(&q, &cos, &sin, &[3, 1, 4, 1, 5, 9, 2, 6]))
+    pair("rope", &|| rope(&q, &cos, &sin, &positions), &|| {
+        candle_nn::rotary_emb::rope(&candles_q, &rows_of(&cos), &rows_of(&sin))
     });
-    group.bench_function("silu_mul", |bencher| bencher.iter(|| silu_mul(&gate, &up)));
+    pair("silu_mul", &|| silu_mul(&gate, &up), &|| gate.silu()? * &up);
+    pair("gelu_tanh_mul", &|| gelu_tanh_mul(&gate, &up), &|| {
+        gate.gelu()? * &up
+    });
     group.finish();
 }
 

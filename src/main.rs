@@ -21,6 +21,7 @@ use girandole::engine::{self, EngineHandle, EngineState};
 use girandole::events::store::EventStore;
 use girandole::intake::{TextDefaults, TextIntake};
 use girandole::kernels::candle_threads::set_candle_threads;
+use girandole::kernels::isa::Isa;
 use girandole::kernels::threads::set_compute_threads;
 use girandole::model::manifest::{GenerationDefaults, Manifest, ModelFiles};
 use girandole::model::scripted::{self, Script, ScriptedModel};
@@ -54,13 +55,17 @@ fn main() -> ExitCode {
     // What is left to Candle on the CPU is small, and the threads of its pool spin while they wait.
     let told_candle = set_candle_threads(1);
     set_compute_threads(config.compute_threads);
+    if let Some(isa) = config.isa {
+        isa.choose();
+    }
     if let Err(error) = start_logging(&config.log) {
         return complain(&error.to_string(), 2);
     }
     tracing::debug!(
         told_candle,
         threads = config.compute_threads,
-        "compute threads are set"
+        isa = Isa::detected().name(),
+        "the kernels are set up"
     );
     let result = match line.command {
         Command::Serve => run_service(&config),

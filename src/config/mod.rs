@@ -22,6 +22,7 @@ use crate::api::EdgeConfig;
 use crate::engine::EngineConfig;
 use crate::events::store::Retention;
 use crate::intake::TextLimits;
+use crate::kernels::isa::Isa;
 use crate::model::device::DeviceSpec;
 use crate::model::manifest::{Catalogue, ManifestError};
 use crate::model::sources::{LoadFormat, ModelRef, SourceSettings};
@@ -46,6 +47,8 @@ pub struct Config {
     pub catalogue: Catalogue,
     /// Threads for the models' arithmetic.
     pub compute_threads: usize,
+    /// What the CPU's kernels are to be made of; `None` for the best that the processor has.
+    pub isa: Option<Isa>,
     /// How log lines look, and which are written.
     pub log: LogConfig,
     /// How long running requests may go on after a signal.

@@ -11,6 +11,7 @@ use crate::api::EdgeConfig;
 use crate::engine::EngineConfig;
 use crate::events::store::Retention;
 use crate::intake::TextLimits;
+use crate::kernels::isa::Isa;
 use crate::model::device::FloatType;
 use crate::model::manifest::{Catalogue, is_model_name};
 use crate::model::sources::{
@@ -56,6 +57,7 @@ pub(super) fn resolve(
         edge: edge(&values)?,
         retention: retention(&values)?,
         compute_threads: compute_threads(&values)?,
+        isa: isa(&values)?,
         log: log(&values, variable)?,
         drain_timeout: values.millis("drain_timeout_ms", 0..=HOUR_MS)?,
         report: report(&values, &models, &sources),
@@ -152,12 +154,29 @@ fn retention(values: &Values) -> Result<Retention, ConfigError> {
     })
 }
 
-/// One core is left to HTTP: the arithmetic waits for its slowest thread, so a thread that shares
-/// its core slows all of them.
+/// One core is left to HTTP where there are several. Of two it would be half, and HTTP takes a few hundredths: there the
+/// threads share.
 fn compute_threads(values: &Values) -> Result<usize, ConfigError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chosen = values.optional_number("compute_threads", 1..=1_024)?;
-    Ok(chosen.unwrap_or((cores - 1).max(1)))
+    Ok(chosen.unwrap_or(if cores > 2 { cores - 1 } else { cores }))
+}
+
+/// What the CPU's kernels may be made of. `None` for the best that the processor has.
+fn isa(values: &Values) -> Result<Option<Isa>, ConfigError> {
+    let name = values.text("isa").unwrap_or("auto");
+    if name == "auto" {
+        return Ok(None);
+    }
+    let available = Isa::available();
+    match available.iter().find(|isa| isa.name() == name) {
+        Some(isa) => Ok(Some(*isa)),
+        None => {
+            let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+            let must = format!("auto or what this processor has: {}", names.join(", "));
+            Err(values.refuse("isa", name, must))
+        }
+    }
 }
 
 /// `RUST_LOG` is what Rust programs are used to: it stands in for a level that nobody set.

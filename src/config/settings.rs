@@ -110,7 +110,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(MODELS, "dtype", "auto|f32|f16|bf16", "auto",
         "Type of weights that are not quantised; auto: as in the file").per_model(),
     one(MODELS, "kv_dtype", "auto|f32|f16|bf16", "auto",
-        "Type of the KV cache; auto: f32 on the CPU, f16 elsewhere").per_model(),
+        "Type of the KV cache; auto: f16").per_model(),
     one(MODELS, "load_format", "auto|dummy", "auto",
         "dummy: random weights from a config.json alone").per_model(),
     one(MODELS, "dummy_seed", "NUMBER", "0", "Seed of dummy weights").per_model(),
@@ -122,7 +122,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Tokens of the KV cache kept for prompts that begin alike, when no row holds them any more; \
          0 switches prefix caching off [default: a quarter of it]").per_model(),
     one(MODELS, "compute_threads", "COUNT", "",
-        "Threads for the models' arithmetic [default: cores less one, which serves HTTP]"),
+        "Threads for the models' arithmetic [default: the cores that the process may use, less one for \
+         HTTP if they are three or more]"),
+    one(MODELS, "isa", "auto|NAME", "auto",
+        "Instructions of the CPU's kernels: portable, avx2, avx-vnni, avx512, neon or neon-dot; \
+         auto: the best of this processor"),
 
     one(BATCHING, "batch_size", "ROWS", "16", "Rows that run at once").per_model(),
     one(BATCHING, "batching", "continuous|dynamic", "continuous",

@@ -11,7 +11,7 @@ use half::f16;
 
 /// Sixteen lanes of f32.
 ///
-/// The implementations for x86 must only run where their instructions exist: inside a function of `per_isa!`.
+/// The implementations for a processor's own registers must only run where their instructions exist: inside a function of `per_isa!`.
 pub(super) trait Vector: Copy {
     /// Registers that it takes.
     const REGISTERS: usize = 4;
@@ -218,6 +218,119 @@ pub(super) mod x86 {
                     _mm256_add_ps(self.1, addend.1),
                 )
             }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon {
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+    use std::array::from_fn;
+
+    use super::{Vector, f16};
+
+    /// Four f16, given as bits, in f32. The standard library's own function for it is younger than the oldest Rust
+    /// that we support.
+    ///
+    /// # Safety
+    /// The processor must have NEON.
+    #[inline(always)]
+    pub(in crate::kernels) unsafe fn widen_f16(from: uint16x4_t) -> float32x4_t {
+        let to;
+        // SAFETY: only register operations.
+        unsafe {
+            asm!(
+                "fcvtl {to:v}.4s, {from:v}.4h",
+                to = lateout(vreg) to,
+                from = in(vreg) from,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        to
+    }
+
+    /// Four f32 to the nearest f16, as bits.
+    ///
+    /// # Safety
+    /// The processor must have NEON.
+    #[inline(always)]
+    unsafe fn narrow_f16(from: float32x4_t) -> uint16x4_t {
+        let to;
+        // SAFETY: only register operations.
+        unsafe {
+            asm!(
+                "fcvtn {to:v}.4h, {from:v}.4s",
+                to = lateout(vreg) to,
+                from = in(vreg) from,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        to
+    }
+
+    /// Four NEON registers.
+    #[derive(Clone, Copy)]
+    pub(in crate::kernels) struct Neon([float32x4_t; 4]);
+
+    // SAFETY (all blocks): register operations, or loads and stores of a quarter of an array behind a reference; the
+    // instructions exist by the contract of the trait.
+    impl Vector for Neon {
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            // SAFETY: see above.
+            Self([unsafe { vdupq_n_f32(value) }; 4])
+        }
+        #[inline(always)]
+        fn load(from: &[f32; 16]) -> Self {
+            // SAFETY: see above.
+            Self(from_fn(|four| unsafe {
+                vld1q_f32(from.as_ptr().add(4 * four))
+            }))
+        }
+        #[inline(always)]
+        fn load_f16(from: &[f16; 16]) -> Self {
+            let from = from.as_ptr().cast::<u16>();
+            // SAFETY: see above.
+            Self(from_fn(|four| unsafe {
+                widen_f16(vld1_u16(from.add(4 * four)))
+            }))
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f32; 16]) {
+            for (four, values) in self.0.into_iter().enumerate() {
+                // SAFETY: see above.
+                unsafe { vst1q_f32(to.as_mut_ptr().add(4 * four), values) }
+            }
+        }
+        #[inline(always)]
+        fn store_f16(self, to: &mut [f16; 16]) {
+            let to = to.as_mut_ptr().cast::<u16>();
+            for (four, values) in self.0.into_iter().enumerate() {
+                // SAFETY: see above.
+                unsafe { vst1_u16(to.add(4 * four), narrow_f16(values)) }
+            }
+        }
+        #[inline(always)]
+        fn mul_add(self, factor: Self, addend: Self) -> Self {
+            // SAFETY: see above.
+            Self(from_fn(|four| unsafe {
+                vfmaq_f32(addend.0[four], self.0[four], factor.0[four])
+            }))
+        }
+        #[inline(always)]
+        fn mul(self, factor: Self) -> Self {
+            // SAFETY: see above.
+            Self(from_fn(|four| unsafe {
+                vmulq_f32(self.0[four], factor.0[four])
+            }))
+        }
+        #[inline(always)]
+        fn add(self, addend: Self) -> Self {
+            // SAFETY: see above.
+            Self(from_fn(|four| unsafe {
+                vaddq_f32(self.0[four], addend.0[four])
+            }))
         }
     }
 }

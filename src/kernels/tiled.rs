@@ -145,7 +145,7 @@ pub(super) fn multiply(
 fn max_panel_rows(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 => MAX_PANEL_ROWS,
-        Isa::Avx2 | Isa::Portable => MAX_PANEL_ROWS / 2,
+        _ => MAX_PANEL_ROWS / 2,
     }
 }
 

@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod portable;
 
 use std::hint::black_box;
@@ -111,9 +113,7 @@ fn float_loop(isa: Isa, turns: usize) -> u64 {
         Isa::Avx512 => unsafe { avx512::multiply_floats(turns) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::multiply_floats(turns) },
-        Isa::Portable => portable::multiply_floats(turns),
-        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::multiply_floats(turns) },
         _ => portable::multiply_floats(turns),
     }
 }
@@ -130,8 +130,14 @@ fn integer_loop(isa: Isa, turns: usize) -> u64 {
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::multiply_integers(turns) },
-        Isa::Portable => portable::multiply_integers(turns),
-        #[cfg(not(target_arch = "x86_64"))]
+        // SAFETY: as above, in the encoding that the processor has.
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni if is_x86_feature_detected!("avxvnni") => unsafe {
+            avx_vnni::vex::multiply_integers(turns)
+        },
+        // SAFETY: as above; without AVX-VNNI it is there as a part of AVX-512.
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => unsafe { avx_vnni::evex::multiply_integers(turns) },
         _ => portable::multiply_integers(turns),
     }
 }

@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use std::sync::Arc;
@@ -298,7 +300,9 @@ fn multiply_tile<E: Element>(isa: Isa, tile: &[u8], x: &[f32], sums: &mut Sums) 
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => kernels!(avx512, 1 2 3 4 6 8),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => kernels!(avx2, 1 2 3 4),
+        Isa::Avx2 | Isa::AvxVnni => kernels!(avx2, 1 2 3 4),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDot => kernels!(neon, 1 2 3 4),
         _ => portable::multiply_tile::<E>(tile, x, sums),
     }
 }

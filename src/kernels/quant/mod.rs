@@ -13,7 +13,13 @@ mod activation;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod format;
+#[cfg(target_arch = "x86_64")]
+mod half_tile;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -24,7 +30,11 @@ use candle_core::{Result, bail};
 
 pub(super) use self::activation::ActivationBlock;
 use self::activation::quantize_row;
+#[cfg(target_arch = "x86_64")]
+use self::avx_vnni::{evex, vex};
 use self::format::{BLOCK, Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+#[cfg(target_arch = "aarch64")]
+use self::neon::{dot, plain};
 use super::isa::Isa;
 use super::lines::{self, Line, Lines};
 use super::panel::{Panel, split_rows};
@@ -279,7 +289,15 @@ fn multiply_tile<F: Format>(
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => kernels!(avx512, 1 2 3 4 6 8),
         #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni if is_x86_feature_detected!("avxvnni") => kernels!(vex, 1 2 3 4),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => kernels!(evex, 1 2 3 4),
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => kernels!(avx2, 1 2 3 4),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot => kernels!(dot, 1 2 3 4),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => kernels!(plain, 1 2 3 4),
         _ => portable::multiply_tile::<F>(tile, groups, panel, sums),
     }
 }
