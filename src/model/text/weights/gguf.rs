@@ -10,6 +10,8 @@ use candle_core::quantized::gguf_file::{Content, TensorInfo};
 use candle_core::quantized::{GgmlDType, QTensor, ggml_file};
 use candle_core::{DType, Device};
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 
 use super::{Weight, WeightSource, check_leftovers, check_shape, dense, missing, select_rows};
 use crate::model::ModelError;
@@ -99,6 +101,26 @@ impl GgufFile {
         }
         let end = start.checked_add(len).ok_or_else(outside)?;
         self.bytes.get(start..end).ok_or_else(outside)
+    }
+
+    /// Lets go of the memory that shows these bytes of the file, which were copied: while a model loads, file and weights
+    /// would otherwise both take room. Whoever looks again reads them again.
+    fn forget_pages(&self, bytes: &[u8]) {
+        #[cfg(unix)]
+        {
+            let offset = bytes.as_ptr().addr() - self.bytes.as_ptr().addr();
+            // SAFETY: of a mapping that is only read, the system brings the same bytes back from the file.
+            #[expect(unsafe_code, reason = "not every mapping may be dropped; this one may")]
+            let forgotten = unsafe {
+                self.bytes
+                    .unchecked_advise_range(UncheckedAdvice::DontNeed, offset, bytes.len())
+            };
+            if let Err(error) = forgotten {
+                tracing::debug!(%error, "the file stays in memory while it is loaded");
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
     }
 
     /// The tensor's values.
@@ -208,12 +230,15 @@ impl WeightSource for GgufWeights<'_> {
     fn matrix(&mut self, place: &Place) -> Result<Weight, ModelError> {
         let name = place.weight();
         let info = self.info(&name, &[place.total_rows, place.columns])?;
-        let bytes = select_rows(place, self.file.tensor_bytes(&name, info)?);
+        let whole = self.file.tensor_bytes(&name, info)?;
+        let bytes = select_rows(place, whole);
         let shape = [place.rows, place.columns];
-        Ok(match dense_dtype(info.ggml_dtype) {
+        let weight = match dense_dtype(info.ggml_dtype) {
             Some(dtype) => Weight::Dense(dense(&bytes, dtype, self.dtype, &shape, &self.device)?),
             None => Weight::Quantized(quantized(info.ggml_dtype, &bytes, &shape, &self.device)?),
-        })
+        };
+        self.file.forget_pages(whole);
+        Ok(weight)
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
