@@ -55,8 +55,10 @@ fn main() -> ExitCode {
     // What is left to Candle on the CPU is small, and the threads of its pool spin while they wait.
     let told_candle = set_candle_threads(1);
     set_compute_threads(config.compute_threads);
-    if let Some(isa) = config.isa {
-        isa.choose();
+    if let Some(isa) = config.isa
+        && !isa.choose()
+    {
+        return complain(&format!("the kernels cannot use {}", isa.name()), 1);
     }
     if let Err(error) = start_logging(&config.log) {
         return complain(&error.to_string(), 2);

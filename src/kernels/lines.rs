@@ -88,7 +88,10 @@ impl Lines {
     pub(super) fn zeroed(len: usize) -> Result<Self> {
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         let (region, taken) = (current.0.upgrade(), current.1);
-        if let Some(region) = region.filter(|region| len <= region.lines - taken) {
+        let left = region.as_ref().map_or(0, |region| region.lines - taken);
+        if let Some(region) = region
+            && len <= left
+        {
             current.1 = taken + len;
             return Ok(Self {
                 region,
@@ -96,8 +99,14 @@ impl Lines {
                 len,
             });
         }
-        let region = Arc::new(Region::new(REGION_BYTES.max(len * size_of::<Line>()))?);
-        *current = (Arc::downgrade(&region), len);
+        let Some(bytes) = len.checked_mul(size_of::<Line>()) else {
+            bail!("out of memory: {len} cache lines for weights");
+        };
+        let region = Arc::new(Region::new(REGION_BYTES.max(bytes))?);
+        // The one with more room is filled next.
+        if region.lines - len >= left {
+            *current = (Arc::downgrade(&region), len);
+        }
         Ok(Self {
             region,
             first: 0,
@@ -149,6 +158,8 @@ mod tests {
     fn more_than_a_region_is_one_piece() {
         let lines = Lines::zeroed(REGION_BYTES / 64 + 1).unwrap();
         assert_eq!(bytes(&lines).len(), REGION_BYTES + 64);
-        assert!(Lines::zeroed(usize::MAX / 256).is_err());
+        for len in [usize::MAX / 256, usize::MAX / 64 + 1, usize::MAX] {
+            assert!(Lines::zeroed(len).is_err());
+        }
     }
 }

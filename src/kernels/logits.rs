@@ -14,7 +14,8 @@ pub fn best(logits: &[f32]) -> Option<(usize, f32)> {
     is_finite.then_some((found.index, found.largest))
 }
 
-/// `weights[i] = e^((logits[i] - best) / temperature)`, 0 for minus infinity; their sum. Of equal length; none is above `best`.
+/// `weights[i] = e^((logits[i] - best) / temperature)`, at least 1e-38, but 0 for minus infinity; their sum. Of equal
+/// length; no logit is above `best`.
 pub fn weigh(logits: &[f32], best: f32, temperature: f32, weights: &mut [f32]) -> f64 {
     let mut total = 0.0;
     weigh_all(logits, best, temperature, weights, &mut total);

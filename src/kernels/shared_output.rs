@@ -73,8 +73,14 @@ impl<'a> SharedOutput<'a> {
     }
 }
 
-/// Vectors of these lengths, filled by `fill`, which must write every element of each once.
-pub(super) fn filled(lens: &[usize], fill: impl FnOnce(&[SharedOutput<'_>])) -> Vec<Vec<f32>> {
+/// Vectors of these lengths, filled by `fill`.
+///
+/// # Safety
+/// Unless it panics, `fill` writes every element of each.
+pub(super) unsafe fn filled(
+    lens: &[usize],
+    fill: impl FnOnce(&[SharedOutput<'_>]),
+) -> Vec<Vec<f32>> {
     let mut vectors: Vec<Vec<f32>> = lens.iter().map(|&len| Vec::with_capacity(len)).collect();
     let outputs: Vec<_> = vectors
         .iter_mut()
@@ -92,7 +98,7 @@ pub(super) fn filled(lens: &[usize], fill: impl FnOnce(&[SharedOutput<'_>])) -> 
     }
     drop(outputs);
     for (vector, &len) in vectors.iter_mut().zip(lens) {
-        // SAFETY: the capacity is at least `len`, and `fill` has written every element.
+        // SAFETY: the capacity is at least `len`, and `fill` has written every element by the contract above.
         unsafe { vector.set_len(len) };
     }
     vectors

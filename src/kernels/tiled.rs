@@ -1,4 +1,5 @@
 //! The walk that all matrix products share: tiles of output columns, spread over threads, against panels of rows.
+#![allow(unsafe_code, reason = "outputs are not zeroed before they are filled")]
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -91,6 +92,12 @@ pub(super) fn multiply(
     let max_rows = max_panel_rows(isa);
     let mut inputs: Vec<(InputForm, Input)> = Vec::new();
     for product in products {
+        // What the kernels' reads rely on.
+        assert_eq!(
+            product.weight.in_features(),
+            k,
+            "rows as wide as the weight"
+        );
         let form = product.weight.input_form();
         if inputs.iter().all(|(other, _)| *other != form) {
             inputs.push((form, prepare(x, k, max_rows, form)));
@@ -112,26 +119,30 @@ pub(super) fn multiply(
     let lens: Vec<usize> = walks.iter().map(|walk| rows * walk.n()).collect();
     let panels = split_rows(rows, max_rows);
     let failure = Mutex::new(None);
-    let outputs = filled(&lens, |outputs| {
-        let tiles: usize = walks.iter().map(Walk::tiles).sum();
-        threads::for_each_range(tiles, rows * k * TILE_COLUMNS, |range| {
-            let mut first = 0;
-            for (walk, output) in walks.iter().zip(outputs) {
-                let tiles = first..first + walk.tiles();
-                first = tiles.end;
-                let part = range.start.max(tiles.start)..range.end.min(tiles.end);
-                if part.is_empty() {
-                    continue;
+    // SAFETY: every tile is some range's, every panel is stored for every tile, also when the tile cannot be read, and
+    // panels and tiles cover all rows and columns.
+    let outputs = unsafe {
+        filled(&lens, |outputs| {
+            let tiles: usize = walks.iter().map(Walk::tiles).sum();
+            threads::for_each_range(tiles, rows * k * TILE_COLUMNS, |range| {
+                let mut first = 0;
+                for (walk, output) in walks.iter().zip(outputs) {
+                    let tiles = first..first + walk.tiles();
+                    first = tiles.end;
+                    let part = range.start.max(tiles.start)..range.end.min(tiles.end);
+                    if part.is_empty() {
+                        continue;
+                    }
+                    let part = part.start - tiles.start..part.end - tiles.start;
+                    if let Err(error) = walk.run(part, &panels, max_rows, output) {
+                        *failure
+                            .lock()
+                            .expect("nothing panics while it holds this lock") = Some(error);
+                    }
                 }
-                let part = part.start - tiles.start..part.end - tiles.start;
-                if let Err(error) = walk.run(part, &panels, max_rows, output) {
-                    *failure
-                        .lock()
-                        .expect("nothing panics while it holds this lock") = Some(error);
-                }
-            }
-        });
-    });
+            });
+        })
+    };
     match failure
         .into_inner()
         .expect("nothing panics while it holds this lock")

@@ -55,6 +55,22 @@ pub struct GenerationDefaults {
     pub repetition_penalty: Option<f32>,
 }
 
+impl GenerationDefaults {
+    /// Without what no request could ask for: files say many things.
+    fn usable(mut self) -> Self {
+        let share = |value: &mut Option<f32>| {
+            *value = value.filter(|value| (0.0..=1.0).contains(value));
+        };
+        share(&mut self.top_p);
+        share(&mut self.min_p);
+        self.typical_p = self.typical_p.filter(|p| *p > 0.0 && *p <= 1.0);
+        self.temperature = self.temperature.filter(|t| t.is_finite() && *t >= 0.0);
+        let is_penalty = |penalty: &f32| penalty.is_finite() && *penalty > 0.0;
+        self.repetition_penalty = self.repetition_penalty.filter(is_penalty);
+        self
+    }
+}
+
 impl TextAssets {
     /// Positions that a row may reach with these options: the limit for prompt plus new tokens.
     ///
@@ -229,7 +245,8 @@ fn folder_defaults(folder: &Path) -> Result<GenerationDefaults, ModelError> {
         min_p: number("min_p"),
         typical_p: number("typical_p"),
         repetition_penalty: number("repetition_penalty"),
-    })
+    }
+    .usable())
 }
 
 /// What a GGUF file says under `general.sampling`.
@@ -250,5 +267,33 @@ fn gguf_defaults(content: &gguf_file::Content) -> GenerationDefaults {
         min_p: number("min_p"),
         typical_p: None,
         repetition_penalty: number("penalty_repeat"),
+    }
+    .usable()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_that_make_no_sense_are_left_out() {
+        let good = GenerationDefaults {
+            temperature: Some(0.7),
+            top_p: Some(1.0),
+            top_k: Some(40),
+            min_p: Some(0.0),
+            typical_p: Some(0.9),
+            repetition_penalty: Some(1.1),
+        };
+        assert_eq!(good.usable(), good);
+        let bad = GenerationDefaults {
+            temperature: Some(f32::NAN),
+            top_p: Some(-1.0),
+            top_k: None,
+            min_p: Some(1.5),
+            typical_p: Some(0.0),
+            repetition_penalty: Some(0.0),
+        };
+        assert_eq!(bad.usable(), GenerationDefaults::default());
     }
 }

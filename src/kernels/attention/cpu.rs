@@ -315,7 +315,10 @@ impl Pass<'_> {
                 );
                 for (place, (index, _)) in panel.iter().enumerate() {
                     let (largest, total, values) = scratch.result(place, width);
-                    seen[*index].merge(largest, total, values);
+                    // As in `run_split`: what weighs nothing adds nothing, not even a NaN.
+                    if total != 0.0 {
+                        seen[*index].merge(largest, total, values);
+                    }
                 }
             }
         }

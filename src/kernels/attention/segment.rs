@@ -129,7 +129,7 @@ impl Seen {
     }
 }
 
-/// Working memory of [`attend`], and its results.
+/// Working memory of [`attend_f32`] and [`attend_f16`], and their results.
 pub(super) struct Scratch {
     /// A panel's scores, then weights.
     scores: [[f32; SEGMENT_TOKENS]; MAX_PANEL],

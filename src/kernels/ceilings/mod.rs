@@ -76,6 +76,9 @@ fn add_words_body(memory: &[u8], sum: &mut u64) {
             sums[lane] = sums[lane].wrapping_add(u64::from_ne_bytes(group[lane]));
         }
     }
+    for word in groups.as_flattened().len()..words.len() {
+        sums[0] = sums[0].wrapping_add(u64::from_ne_bytes(words[word]));
+    }
     *sum = sums.into_iter().fold(*sum, u64::wrapping_add);
 }
 
@@ -108,7 +111,7 @@ fn on_all_threads(work: impl Fn() -> u64 + Sync) -> u64 {
 )]
 fn float_loop(isa: Isa, turns: usize) -> u64 {
     match isa {
-        // SAFETY: an `Isa` other than portable is only made when the processor has it.
+        // SAFETY: callers pass `Isa::detected` or one of `Isa::available`, which the processor has.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::multiply_floats(turns) },
         // SAFETY: as above.

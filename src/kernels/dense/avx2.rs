@@ -33,7 +33,8 @@ pub(super) unsafe fn multiply_tile<E: Element, const R: usize>(
             for _ in 0..inputs / 2 {
                 for sums in &mut partial {
                     add_input::<E, R>(weights, x, sums);
-                    weights = weights.add(TILE_COLUMNS * E::BYTES);
+                    // The last step of the second half leads past the tile.
+                    weights = weights.wrapping_add(TILE_COLUMNS * E::BYTES);
                     x = x.add(R);
                 }
             }

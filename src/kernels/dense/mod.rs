@@ -291,7 +291,7 @@ fn multiply_tile<E: Element>(isa: Isa, tile: &[u8], x: &[f32], sums: &mut Sums) 
                 $($rows => $module::multiply_tile::<E, $rows>,)*
                 rows => unreachable!("no panels of {rows} rows"),
             };
-            // SAFETY: an `Isa` other than portable is only made when the processor has it; `tile` has sixteen
+            // SAFETY: callers pass `Isa::detected` or one of `Isa::available`, which the processor has; `tile` has sixteen
             // weights for each input of `x`.
             unsafe { kernel(tile, x, sums) }
         }};

@@ -74,7 +74,11 @@ fn quantize_block(x: &[f32; BLOCK], zero: i32, halves: usize) -> ActivationBlock
         sum_sixteen(halves_of_block[1]),
     ];
     let total = sums[0].wrapping_add(sums[1]);
-    let scale = largest / 127.0;
+    // One number for infinite and NaN alike: instruction sets differ in what they would make of an infinity.
+    let scale = match largest.is_finite() {
+        true => largest / 127.0,
+        false => f32::NAN,
+    };
     let start = if halves == 2 {
         sums.map(|sum| sum.wrapping_mul(-zero))
     } else {

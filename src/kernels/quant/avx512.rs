@@ -54,7 +54,7 @@ pub(super) unsafe fn multiply_tile<F: Format, const R: usize>(
                     }
                 }
                 if R > 2 {
-                    prefetch::<F>(quants);
+                    tile::prefetch::<F>(quants);
                 }
                 let weights = load_block::<F>(quants);
                 for (row, total) in totals.iter_mut().enumerate() {
@@ -69,18 +69,6 @@ pub(super) unsafe fn multiply_tile<F: Format, const R: usize>(
         for (sums, total) in sums.iter_mut().zip(totals) {
             _mm512_storeu_ps(sums.as_mut_ptr(), total);
         }
-    }
-}
-
-/// Asks for the weights that come after these: tiles lie one after the other, and while several rows pass, the processor
-/// alone does not look so far ahead. With one or two it keeps up better by itself.
-#[inline(always)]
-fn prefetch<F: Format>(quants: *const u8) {
-    const DISTANCE: usize = 4096;
-    for line in 0..(F::GROUP_BYTES / F::GROUP_BLOCKS).div_ceil(QUAD_BYTES) {
-        let ahead = quants.wrapping_add(DISTANCE + line * QUAD_BYTES);
-        // SAFETY: a hint, which may point anywhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
     }
 }
 

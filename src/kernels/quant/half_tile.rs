@@ -82,6 +82,9 @@ unsafe fn multiply_part<F: Format, D: BlockDots, const R: usize>(
                         );
                     }
                 }
+                if part == 0 && R > 2 {
+                    tile::prefetch::<F>(quants);
+                }
                 let dots = D::block_dots::<F, R>(quants, panel);
                 for row in 0..R {
                     totals[row] =
@@ -91,7 +94,8 @@ unsafe fn multiply_part<F: Format, D: BlockDots, const R: usize>(
                 factors = factors.add(F::FACTOR_BYTES);
                 panel = panel.add(R);
             }
-            quants = scales.add(F::SCALE_BYTES + part * 4 * COLUMNS);
+            // The last step of the second half leads past the tile.
+            quants = scales.wrapping_add(F::SCALE_BYTES + part * 4 * COLUMNS);
         }
         for (sums, total) in sums.iter_mut().zip(totals) {
             _mm256_storeu_ps(sums.as_mut_ptr().add(part * COLUMNS), total);

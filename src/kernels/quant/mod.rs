@@ -281,7 +281,7 @@ fn multiply_tile<F: Format>(
                 $($rows => $module::multiply_tile::<F, $rows>,)*
                 rows => unreachable!("no panels of {rows} rows"),
             };
-            // SAFETY: an `Isa` other than portable is only made when the processor has it; tile and panel are whole.
+            // SAFETY: callers pass `Isa::detected` or one of `Isa::available`, which the processor has; tile and panel are whole.
             unsafe { kernel(tile, groups, panel, sums) }
         }};
     }

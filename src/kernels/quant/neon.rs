@@ -154,7 +154,8 @@ unsafe fn multiply_part<F: Format, D: DotProduct, const R: usize>(
                 factors = factors.add(F::FACTOR_BYTES);
                 panel = panel.add(R);
             }
-            quants = scales.add(F::SCALE_BYTES + part * 4 * COLUMNS);
+            // The last step of the second half leads past the tile.
+            quants = scales.wrapping_add(F::SCALE_BYTES + part * 4 * COLUMNS);
         }
         for (sums, total) in sums.iter_mut().zip(totals) {
             let sums = sums.as_mut_ptr().add(part * COLUMNS);

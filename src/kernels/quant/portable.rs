@@ -45,7 +45,7 @@ fn add_block<F: Format>(
             .iter()
             .zip(&x.q[range])
             .map(|(&q, &x)| i32::from(q) * i32::from(x));
-        let dot = x.start[half] + products.sum::<i32>();
+        let dot = x.start[half].wrapping_add(products.sum::<i32>());
         total = (dot as f32).mul_add(scale * x.scale, total);
     }
     if F::HAS_MIN {

@@ -1,7 +1,7 @@
 //! A small pool for short parallel loops, made for shared cores.
 //!
-//! The caller works too, and items are claimed one by one: a worker that lost its core, or never woke, costs nothing
-//! but the item that it holds. Between the loops of a model step everybody lingers, which is cheaper than sleeping and
+//! The caller works too, and items are claimed one by one: a worker that never woke costs nothing, and one that lost its
+//! core in the middle of a loop holds up the item that it has, no more. Between the loops of a model step everybody lingers, which is cheaper than sleeping and
 //! waking; who has waited longer than that parks, so that an idle service burns nothing.
 #![allow(
     unsafe_code,
@@ -73,7 +73,11 @@ impl Loop<'_> {
         }));
         if let Err(panic) = outcome {
             self.next.store(self.count, Ordering::Relaxed);
-            *lock(&self.panic) = Some(panic);
+            // The first counts. Another is not dropped here, where its own drop might panic.
+            match &mut *lock(&self.panic) {
+                Some(_) => std::mem::forget(panic),
+                first => *first = Some(panic),
+            }
         }
     }
 }

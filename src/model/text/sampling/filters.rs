@@ -54,7 +54,7 @@ pub(super) fn candidates(sampling: &Sampling, logits: &[f32], best_logit: f32) -
         best
     } else {
         // Those below the bound weigh too little, all together, to be among the best that reach `top_p`.
-        let rest = 1.0 - f64::from(sampling.top_p.min(1.0));
+        let rest = 1.0 - f64::from(sampling.top_p.clamp(0.0, 1.0));
         let bound = (rest * total / logits.len() as f64) as f32 * (1.0 - f32::EPSILON);
         collect(logits, &weights, |_, weight| weight >= bound)
     };
@@ -63,7 +63,7 @@ pub(super) fn candidates(sampling: &Sampling, logits: &[f32], best_logit: f32) -
         keep_mass(&mut candidates, wanted, Candidate::best_first);
     }
     if sampling.min_p > 0.0 {
-        keep_min_p(&mut candidates, f64::from(sampling.min_p));
+        keep_min_p(&mut candidates, f64::from(sampling.min_p.min(1.0)));
     }
     if sampling.typical_p < 1.0 {
         keep_typical(

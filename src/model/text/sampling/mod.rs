@@ -136,7 +136,8 @@ impl TokenSampler {
 
     fn choose(&self, logits: &[f32]) -> Result<u32, NonFiniteLogits> {
         let (best, best_logit) = best_token(logits)?;
-        if self.sampling.temperature == 0.0 {
+        // Nor is a negative temperature, or none at all, a reason to draw.
+        if self.sampling.temperature.is_nan() || self.sampling.temperature <= 0.0 {
             return Ok(best);
         }
         let candidates = filters::candidates(&self.sampling, logits, best_logit);
