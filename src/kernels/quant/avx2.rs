@@ -38,6 +38,8 @@ const fn quads_in_16_bits<F: Format>() -> usize {
 }
 
 impl BlockDots for ShortSums {
+    const FETCHES_AHEAD: bool = false;
+
     #[inline(always)]
     unsafe fn block_dots<F: Format, const R: usize>(
         quants: *const u8,

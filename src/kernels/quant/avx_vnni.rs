@@ -73,6 +73,8 @@ encoding! {
 struct LongSums<D>(PhantomData<D>);
 
 impl<D: DotProduct> BlockDots for LongSums<D> {
+    const FETCHES_AHEAD: bool = true;
+
     #[inline(always)]
     unsafe fn block_dots<F: Format, const R: usize>(
         quants: *const u8,

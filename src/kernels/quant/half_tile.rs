@@ -14,6 +14,9 @@ const COLUMNS: usize = TILE_COLUMNS / 2;
 
 /// How bytes are multiplied and summed.
 pub(super) trait BlockDots {
+    /// Whether it is faster than weights come by themselves, when several rows pass.
+    const FETCHES_AHEAD: bool;
+
     /// The integer sums of a block for each row, per half (or all in the first), as the plain twin has them.
     ///
     /// # Safety
@@ -82,7 +85,7 @@ unsafe fn multiply_part<F: Format, D: BlockDots, const R: usize>(
                         );
                     }
                 }
-                if part == 0 && R > 2 {
+                if D::FETCHES_AHEAD && part == 0 && R > 2 {
                     tile::prefetch::<F>(quants);
                 }
                 let dots = D::block_dots::<F, R>(quants, panel);
