@@ -81,7 +81,8 @@ fn gated(gate: &Tensor, up: &Tensor, activate: fn(&[f32], &[f32], &mut [f32])) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::test_numbers::{largest, numbers};
+    use crate::kernels::isa::Isa;
+    use crate::kernels::test_numbers::{bits, largest, numbers};
 
     fn tensor(seed: u64) -> Tensor {
         let values: Vec<f32> = numbers(3 * 7001, seed).iter().map(|x| 8.0 * x).collect();
@@ -90,6 +91,21 @@ mod tests {
 
     fn values(tensor: &Tensor) -> Vec<f32> {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn instruction_sets_agree_bit_for_bit() {
+        let mut gate = numbers(3 * 7001, 3);
+        gate.iter_mut().for_each(|gate| *gate *= 8.0);
+        gate[..6].copy_from_slice(&[0.0, -0.0, 1e4, -1e4, 1e-40, f32::MIN_POSITIVE]);
+        let gate = Tensor::from_vec(gate, (3, 7001), &Device::Cpu).unwrap();
+        let up = tensor(4);
+        for activate in [silu_mul, gelu_tanh_mul] {
+            let activate = || bits(&values(&activate(&gate, &up).unwrap()));
+            for output in Isa::for_each(activate) {
+                assert_eq!(output, activate());
+            }
+        }
     }
 
     #[test]

@@ -106,15 +106,23 @@ thread_local! {
 
 #[cfg(test)]
 impl Isa {
-    /// Runs `body` once per available set, which then counts as detected on this thread, and returns the results,
-    /// the plain one first.
+    /// Runs `body` with this set, which then counts as detected on this thread. Kernels stay on this thread
+    /// meanwhile, because others know nothing of it.
+    pub(super) fn force<T>(self, body: impl FnOnce() -> T) -> T {
+        let before = FORCED.replace(Some(self));
+        let result = body();
+        FORCED.set(before);
+        result
+    }
+
+    /// Whether this thread runs in [`Self::force`].
+    pub(super) fn is_forced() -> bool {
+        FORCED.get().is_some()
+    }
+
+    /// Runs `body` once per available set, in [`Self::force`], and returns the results, the plain one first.
     pub(super) fn for_each<T>(body: impl Fn() -> T) -> Vec<T> {
-        let run = |isa| {
-            FORCED.set(Some(isa));
-            let result = body();
-            FORCED.set(None);
-            result
-        };
+        let run = |isa: Self| isa.force(&body);
         Self::available().into_iter().map(run).collect()
     }
 }

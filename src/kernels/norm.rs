@@ -79,7 +79,8 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::test_numbers::{largest, numbers};
+    use crate::kernels::isa::Isa;
+    use crate::kernels::test_numbers::{bits, largest, numbers};
 
     fn tensor(values: Vec<f32>, width: usize) -> Tensor {
         Tensor::from_vec(values.clone(), (values.len() / width, width), &Device::Cpu).unwrap()
@@ -102,6 +103,18 @@ mod tests {
             for (x, expected) in x.chunks(width).zip(together.chunks(width)) {
                 let alone = values(&rms_norm(&tensor(x.to_vec(), width), &weight, 1e-5).unwrap());
                 assert_eq!(alone, expected, "width {width}");
+            }
+        }
+    }
+
+    #[test]
+    fn instruction_sets_agree_bit_for_bit() {
+        for width in [1, 7, 16, 17, 64, 576, 1000] {
+            let x = tensor(numbers(70 * width, 13), width);
+            let weight = Tensor::from_vec(numbers(width, 14), width, &Device::Cpu).unwrap();
+            let norm = || bits(&values(&rms_norm(&x, &weight, 1e-5).unwrap()));
+            for output in Isa::for_each(norm) {
+                assert_eq!(output, norm(), "width {width}");
             }
         }
     }

@@ -90,7 +90,8 @@ fn rotate_heads_body(x: &[f32], cos: &[f32], sin: &[f32], width: usize, output: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::test_numbers::{largest, numbers};
+    use crate::kernels::isa::Isa;
+    use crate::kernels::test_numbers::{bits, largest, numbers};
 
     fn tables(half: usize) -> (Tensor, Tensor) {
         let angles: Vec<f32> = (0..100)
@@ -117,6 +118,20 @@ mod tests {
             assert!(largest(&difference) < 1e-6, "width {width}, half {half}");
             let alone = rope(&x.narrow(0, 41, 1).unwrap(), &cos, &sin, &positions[41..42]).unwrap();
             assert_eq!(values(&alone), output[41 * 3 * width..42 * 3 * width]);
+        }
+    }
+
+    #[test]
+    fn instruction_sets_agree_bit_for_bit() {
+        for (width, half) in [(64, 32), (80, 16), (6, 3), (33, 15), (128, 64)] {
+            let positions: Vec<u32> = (0..70).map(|token| token * 37 % 100).collect();
+            let x = numbers(70 * 3 * width, 2);
+            let x = Tensor::from_vec(x, (70, 3, width), &Device::Cpu).unwrap();
+            let (cos, sin) = tables(half);
+            let rotate = || bits(&values(&rope(&x, &cos, &sin, &positions).unwrap()));
+            for output in Isa::for_each(rotate) {
+                assert_eq!(output, rotate(), "width {width}, half {half}");
+            }
         }
     }
 

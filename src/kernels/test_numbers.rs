@@ -18,6 +18,11 @@ pub(crate) fn numbers(count: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
+/// Their bits, which tell apart what `==` takes for equal.
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
 /// The largest magnitude.
 pub(crate) fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |largest, value| {

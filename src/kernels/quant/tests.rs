@@ -1,10 +1,11 @@
 //! The kernels against their twins: bit for bit where the arithmetic is the same, within a stated bound where not.
 
 use candle_core::Tensor;
-use candle_core::quantized::QTensor;
+use candle_core::quantized::{QStorage, QTensor};
+use half::f16;
 
 use super::*;
-use crate::kernels::test_numbers::{largest, numbers};
+use crate::kernels::test_numbers::{bits, numbers};
 use crate::kernels::tiled::{self, Product};
 
 const DTYPES: [GgmlDType; 8] = [
@@ -43,15 +44,21 @@ fn dequantized(weight: &QTensor) -> Vec<f32> {
         .unwrap()
 }
 
+/// The detected set works as it does in service, spread over threads. Another is forced, so that x is quantised
+/// with it too, and stays on this thread.
 fn multiply(matrix: &QuantMatrix, isa: Isa, x: &[f32]) -> Vec<f32> {
     let product = Product {
         weight: matrix,
         bias: None,
         residual: None,
     };
-    tiled::multiply(isa, x, matrix.in_features, &[product])
-        .unwrap()
-        .remove(0)
+    let multiply = || tiled::multiply(isa, x, matrix.in_features, &[product]);
+    let outputs = if isa == Isa::detected() {
+        multiply()
+    } else {
+        isa.force(multiply)
+    };
+    outputs.unwrap().remove(0)
 }
 
 /// x as the kernels see it: 8 bits per block of 32.
@@ -211,23 +218,114 @@ fn a_number_that_is_not_finite_spoils_its_own_row_only() {
     }
 }
 
+/// Rows of a weight as a file has them: all `q` from the byte `quants`, factors at their ends, all f16 `scale`.
+fn extreme_weight(dtype: GgmlDType, n: usize, k: usize, quants: u8, scale: f16) -> QTensor {
+    let mut block = vec![quants; dtype.type_size()];
+    let scales: &[usize] = match dtype {
+        GgmlDType::Q4_1 | GgmlDType::Q5_1 => &[0, 2],
+        GgmlDType::Q4K | GgmlDType::Q5K => {
+            block[4..16].fill(0xff);
+            &[0, 2]
+        }
+        GgmlDType::Q6K => {
+            for factors in block[192..208].chunks_exact_mut(2) {
+                factors.copy_from_slice(&[0x7f, 0x80]);
+            }
+            &[208]
+        }
+        _ => &[0],
+    };
+    for &at in scales {
+        block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+    }
+    let bytes = block.repeat(n * k / dtype.block_size());
+    let cpu = candle_core::Device::Cpu;
+    let storage = QStorage::from_data(bytes.into(), &cpu, dtype).unwrap();
+    QTensor::new(storage, (n, k)).unwrap()
+}
+
 #[test]
 fn extreme_weights_and_activations_do_not_overflow_the_integer_sums() {
+    const N: usize = 19;
+    const ROWS: usize = 9;
     for dtype in DTYPES {
         let k = 2 * granule(dtype);
-        // All at the end of the range, where 16-bit sums of the narrow kernels are the largest.
-        let plain = Tensor::full(1f32, (16, k), &candle_core::Device::Cpu).unwrap();
-        for plain in [plain.clone(), plain.neg().unwrap()] {
-            let weight = QTensor::quantize(&plain, dtype).unwrap();
-            let expected: f32 = dequantized(&weight)[..k].iter().sum();
-            let matrix = QuantMatrix::pack(&weight).unwrap();
-            for isa in Isa::available() {
-                for output in multiply(&matrix, isa, &vec![1f32; k]) {
-                    assert!(
-                        largest(&[output - expected]) < 1e-4 * k as f32,
-                        "{dtype:?} {isa:?}: {output} for {expected}"
+        // Where the short sums of the narrow kernels are the largest: all +127 or all -127.
+        let x: Vec<f32> = (0..ROWS * k).map(|i| [1.0, -1.0][i / k % 2]).collect();
+        // The ends of unsigned `q`, then those of signed ones.
+        for quants in [0x00, 0xff, 0x80, 0x7f] {
+            for scale in [f16::from_f32(0.0123), f16::MAX] {
+                let weight = extreme_weight(dtype, N, k, quants, scale);
+                let plain = dequantized(&weight);
+                let matrix = QuantMatrix::pack(&weight).unwrap();
+                let portable = multiply(&matrix, Isa::Portable, &x);
+                for isa in Isa::available() {
+                    assert_eq!(
+                        bits(&multiply(&matrix, isa, &x)),
+                        bits(&portable),
+                        "{dtype:?} {isa:?} {quants:#x} {scale}"
                     );
                 }
+                for (x, output) in x.chunks(k).zip(portable.chunks(N)) {
+                    let x = through_8_bits(x);
+                    for (weight, output) in plain.chunks(k).zip(output) {
+                        let products = || weight.iter().zip(&x).map(|(&w, x)| f64::from(w) * x);
+                        let (expected, size) = (
+                            products().sum::<f64>(),
+                            products().map(f64::abs).sum::<f64>(),
+                        );
+                        assert!(
+                            (f64::from(*output) - expected).abs() <= 2e-6 * size,
+                            "{dtype:?} {quants:#x} {scale}: {output} for {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn instruction_sets_quantise_activations_to_the_same_bits() {
+    let mut x = numbers(40 * BLOCK, 9);
+    x[..BLOCK].fill(0.0);
+    // Too small to count, subnormal, huge.
+    x[BLOCK..2 * BLOCK].fill(-1e-31);
+    x[2 * BLOCK..3 * BLOCK].fill(1e-40);
+    x[3 * BLOCK..4 * BLOCK]
+        .iter_mut()
+        .for_each(|x| *x *= f32::MAX / 4.0);
+    // Halves between two integers.
+    for (i, x) in x[4 * BLOCK..6 * BLOCK].iter_mut().enumerate() {
+        *x = i as f32 - 31.5;
+    }
+    x[4 * BLOCK] = 127.0;
+    x[5 * BLOCK] = -127.0;
+    for (zero, halves) in [(0, 1), (8, 1), (16, 1), (128, 1), (32, 2)] {
+        let quantise = || {
+            let mut blocks = vec![ActivationBlock::EMPTY; 3 * x.len() / BLOCK];
+            quantize_row(&x, zero, halves, &mut blocks, 1, 3);
+            blocks
+        };
+        let all = Isa::for_each(quantise);
+        for blocks in &all {
+            assert_eq!(*blocks, all[0], "zero {zero}, {halves} halves");
+        }
+        for (x, block) in x.chunks(BLOCK).zip(all[0].iter().skip(1).step_by(3)) {
+            let error = |(x, q): (&f32, &i8)| (x - f32::from(*q) * block.scale).abs();
+            let worst = x.iter().zip(&block.q).map(error).fold(0.0, f32::max);
+            assert!(worst <= 0.5001 * block.scale + 1e-30, "{x:?} {block:?}");
+            let sums: Vec<i32> = block
+                .q
+                .chunks(BLOCK / halves)
+                .map(|q| q.iter().map(|&q| i32::from(q)).sum())
+                .collect();
+            assert_eq!(
+                block.scaled_sum,
+                block.scale * sums.iter().sum::<i32>() as f32
+            );
+            for (start, sum) in block.start.iter().zip(&sums) {
+                assert_eq!(*start, -zero * sum);
             }
         }
     }

@@ -30,6 +30,10 @@ pub fn compute_threads() -> usize {
 }
 
 fn pool() -> &'static Option<Pool> {
+    #[cfg(test)]
+    if super::isa::Isa::is_forced() {
+        return &None;
+    }
     POOL.get_or_init(|| build_pool(0))
 }
 
