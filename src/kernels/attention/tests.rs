@@ -3,6 +3,7 @@
 use super::*;
 use crate::kernels::isa::Isa;
 use crate::kernels::test_numbers::{largest, numbers};
+use crate::kernels::threads;
 
 const KV_HEADS: usize = 3;
 const GROUP: usize = 3;
@@ -224,53 +225,85 @@ fn instruction_sets_agree_bit_for_bit() {
     }
 }
 
-/// One query with much to see is spread over threads; beside others, one thread walks through it.
+/// Few queries with much to see are spread over threads; beside others, one thread walks through what they see.
 #[test]
 fn a_long_context_may_be_spread_over_threads() {
-    let head_dim = 64;
+    const HEAD_DIM: usize = 64;
+    const ROW: usize = GROUP * HEAD_DIM;
+    // Of slots 0 and 1, whose blocks are in order and backwards; the others have one block each.
+    const LONG_BLOCKS: u32 = 50;
+    // As many as keep all threads busy without any splitting.
+    let others = threads::compute_threads() as u32;
+    let mut tables: Vec<Vec<u32>> = vec![
+        (0..LONG_BLOCKS).collect(),
+        (LONG_BLOCKS..2 * LONG_BLOCKS).rev().collect(),
+    ];
+    tables.extend((0..others).map(|other| vec![2 * LONG_BLOCKS + other]));
+    let blocks = (2 * LONG_BLOCKS + others) as usize;
+    let layout = |tokens: &[(u32, u32)]| {
+        let (slots, positions) = tokens.iter().copied().unzip();
+        TokenLayout::new(slots, positions, tables.clone()).unwrap()
+    };
+    let everything: Vec<_> = (0..2)
+        .flat_map(|slot| (0..1600).map(move |position| (slot, position)))
+        .chain((2..2 + others).flat_map(|slot| (0..4).map(move |position| (slot, position))))
+        .collect();
+    let everything = layout(&everything);
+    let k = rows_of(&everything, 1, HEAD_DIM, 1);
+    let v = rows_of(&everything, 1, HEAD_DIM, 2);
     for (dtype, window) in [
         (DType::F32, None),
         (DType::F16, None),
         (DType::F16, Some(700)),
     ] {
         let options = AttentionOptions { window, ..PLAIN };
-        let tables: Vec<Vec<u32>> = vec![(0..50).collect(), (50..100).rev().collect()];
-        let layout = |tokens: &[(u32, u32)]| {
-            let (slots, positions) = tokens.iter().copied().unzip();
-            TokenLayout::new(slots, positions, tables.clone()).unwrap()
-        };
-        let kv = PagedKv::zeros(100, 1, head_dim, dtype, &Device::Cpu).unwrap();
-        let plain = PagedKv::token_major_zeros(100, 1, head_dim, dtype, &Device::Cpu).unwrap();
-        let everything: Vec<_> = (0..2)
-            .flat_map(|slot| (0..1600).map(move |position| (slot, position)))
-            .collect();
-        let everything = layout(&everything);
-        let k = rows_of(&everything, 1, head_dim, 1);
-        let v = rows_of(&everything, 1, head_dim, 2);
+        let kv = PagedKv::zeros(blocks, 1, HEAD_DIM, dtype, &Device::Cpu).unwrap();
+        let plain = PagedKv::token_major_zeros(blocks, 1, HEAD_DIM, dtype, &Device::Cpu).unwrap();
         write_kv(&kv, &k, &v, &everything).unwrap();
         reference::write_kv(&plain, &k, &v, &everything).unwrap();
         let attend = |tokens: &[(u32, u32)]| -> Vec<f32> {
             let layout = layout(tokens);
-            let q = rows_of(&layout, GROUP, head_dim, 3);
+            let q = rows_of(&layout, GROUP, HEAD_DIM, 3);
             let output = paged_attention(&q, &kv, &layout, &options).unwrap();
             output.flatten_all().unwrap().to_vec1().unwrap()
         };
-        for position in [511, 512, 1023, 1024, 1599] {
-            let alone = attend(&[(0, position)]);
-            let together = attend(&[(1, 3), (0, position), (1, 1400)]);
-            let row = GROUP * head_dim;
-            assert_eq!(
-                alone,
-                together[row..2 * row],
-                "{dtype:?} {window:?} position {position}"
-            );
+        // Single queries, and chunks across the ends of segments: as one task, and as several. The window of 700
+        // leaves the first segment at position 1211.
+        for chunk in [
+            511..512,
+            512..513,
+            1023..1024,
+            1024..1025,
+            1599..1600,
+            505..520,
+            1205..1217,
+            500..530,
+            1190..1230,
+        ] {
+            let case = format!("{dtype:?} {window:?} positions {chunk:?}");
+            let tokens: Vec<_> = chunk.clone().map(|position| (0, position)).collect();
+            let chunk_alone = attend(&tokens);
 
-            let layout = layout(&[(0, position)]);
-            let q = rows_of(&layout, GROUP, head_dim, 3);
+            let mut company: Vec<_> = (2..2 + others).map(|slot| (slot, 3)).collect();
+            let first = company.len() * ROW;
+            company.extend(&tokens);
+            company.push((1, 1400));
+            let together = attend(&company);
+            assert_eq!(
+                chunk_alone,
+                together[first..first + tokens.len() * ROW],
+                "{case}"
+            );
+            for (token, output) in tokens.iter().zip(chunk_alone.chunks(ROW)) {
+                assert_eq!(attend(&[*token]), output, "{case}, token {token:?}");
+            }
+
+            let layout = layout(&tokens);
+            let q = rows_of(&layout, GROUP, HEAD_DIM, 3);
             let stock = reference::paged_attention(&q, &plain, &layout, &options).unwrap();
             let stock: Vec<f32> = stock.flatten_all().unwrap().to_vec1().unwrap();
-            let difference: Vec<f32> = alone.iter().zip(&stock).map(|(a, b)| a - b).collect();
-            assert!(largest(&difference) < 2e-5);
+            let difference: Vec<f32> = chunk_alone.iter().zip(&stock).map(|(a, b)| a - b).collect();
+            assert!(largest(&difference) < 2e-5, "{case}");
         }
     }
 }
