@@ -316,4 +316,43 @@ mod tests {
         });
         assert_eq!(done.load(Ordering::Relaxed), 400);
     }
+
+    /// Waits for `ready`, parked threads and all; whether it came. How long is a matter of failing tests alone.
+    fn comes(ready: impl Fn() -> bool) -> bool {
+        const LOOKS: usize = 10_000;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "nobody tells when another has parked"
+        )]
+        let pause = || std::thread::sleep(std::time::Duration::from_millis(2));
+        (0..LOOKS).any(|_| {
+            let is_ready = ready();
+            if !is_ready {
+                pause();
+            }
+            is_ready
+        })
+    }
+
+    #[test]
+    fn who_has_parked_is_woken() {
+        const WORKERS: usize = 2;
+        let pool = Pool::new(WORKERS).unwrap();
+        let caller = std::thread::current().id();
+        let is = |counter: &AtomicUsize, wanted| counter.load(Ordering::Relaxed) == wanted;
+        for _ in 0..50 {
+            assert!(comes(|| is(&pool.shared.parked, WORKERS)), "workers park");
+            let begun = AtomicUsize::new(0);
+            pool.run(WORKERS + 1, &|_| {
+                begun.fetch_add(1, Ordering::Relaxed);
+                // Nobody ends an item before all are begun, so each thread must come for one.
+                assert!(comes(|| is(&begun, WORKERS + 1)), "workers wake");
+                if std::thread::current().id() != caller {
+                    let is_parked = || pool.shared.caller_parked.load(Ordering::Relaxed);
+                    assert!(comes(is_parked), "the caller parks");
+                }
+            });
+            assert!(is(&begun, WORKERS + 1));
+        }
+    }
 }
