@@ -3,6 +3,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::kernels::test_numbers::numbers;
 
 fn job(sampling: Sampling) -> TextJob {
     TextJob {
@@ -98,15 +99,56 @@ prop_compose! {
 }
 
 fn logits() -> impl Strategy<Value = Vec<f32>> {
-    let logit = prop_oneof![
-        8 => -12.0_f32..12.0,
-        1 => Just(f32::NEG_INFINITY),
-        // Equal ones, so that ties are seen.
-        1 => Just(3.0_f32),
-    ];
-    prop::collection::vec(logit, 1..3000).prop_filter("one token may be chosen", |logits| {
-        logits.iter().any(|logit| logit.is_finite())
-    })
+    // Of the longer ones the best are found by a quick look at parts.
+    let length = prop_oneof![1_usize..3000, 4096_usize..12_000];
+    // From a few that are ruled out, or equal to each other, to most; ties in the middle and among the best.
+    let share = || prop_oneof![Just(1_u32), Just(30)];
+    let equal_to = prop_oneof![Just(3.0_f32), Just(12.0)];
+    (length, share(), share(), equal_to)
+        .prop_flat_map(|(length, ruled_out, equal, equal_to)| {
+            let logit = prop_oneof![
+                8 => -12.0_f32..12.0,
+                ruled_out => Just(f32::NEG_INFINITY),
+                equal => Just(equal_to),
+            ];
+            prop::collection::vec(logit, length)
+        })
+        .prop_filter("one token may be chosen", |logits| {
+            logits.iter().any(|logit| logit.is_finite())
+        })
+}
+
+fn check_filters(sampling: &Sampling, logits: &[f32]) {
+    let found = distribution(sampling, logits);
+    let wanted = plain_distribution(sampling, logits);
+    let ids = |list: &[(usize, f64)]| list.iter().map(|each| each.0).collect::<Vec<_>>();
+    // Mass in another order of summing: the last token kept may differ by rounding alone.
+    assert!(found.len().abs_diff(wanted.len()) <= 1, "{sampling:?}");
+    if found.len() == wanted.len() {
+        assert_eq!(ids(&found), ids(&wanted), "{sampling:?}");
+        for (one, other) in found.iter().zip(&wanted) {
+            assert!((one.1 - other.1).abs() < 1e-6, "{sampling:?}");
+        }
+    }
+}
+
+fn check_log_probabilities(logits: &[f32], top: usize) {
+    let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+    let mut plain: Vec<(u32, f64)> = (0..)
+        .zip(logits)
+        .map(|(token, &logit)| (token, f64::from(logit) - total.ln()))
+        .collect();
+    let (own, best) = log_probabilities(logits, 0, top).unwrap();
+    let close =
+        |one: f32, other: f64| (f64::from(one) - other).abs() < 1e-4 || f64::from(one) == other;
+    assert!(close(own, plain[0].1));
+    plain.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)));
+    plain.truncate(top);
+    assert_eq!(best.len(), plain.len());
+    for (one, other) in best.iter().zip(&plain) {
+        assert_eq!(one.0, other.0);
+        assert!(close(one.1, other.1));
+    }
 }
 
 proptest! {
@@ -114,37 +156,63 @@ proptest! {
 
     #[test]
     fn the_filters_equal_the_plain_way(sampling in settings(), logits in logits()) {
-        let found = distribution(&sampling, &logits);
-        let wanted = plain_distribution(&sampling, &logits);
-        let ids = |list: &[(usize, f64)]| list.iter().map(|each| each.0).collect::<Vec<_>>();
-        // Mass in another order of summing: the last token kept may differ by rounding alone.
-        prop_assert!(found.len().abs_diff(wanted.len()) <= 1);
-        if found.len() == wanted.len() {
-            prop_assert_eq!(ids(&found), ids(&wanted));
-            for (one, other) in found.iter().zip(&wanted) {
-                prop_assert!((one.1 - other.1).abs() < 1e-6);
-            }
-        }
+        check_filters(&sampling, &logits);
     }
 
     #[test]
     fn log_probabilities_equal_the_plain_way(logits in logits(), top in 0_usize..30) {
-        let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
-        let mut plain: Vec<(u32, f64)> = (0..)
-            .zip(&logits)
-            .map(|(token, &logit)| (token, f64::from(logit) - total.ln()))
-            .collect();
-        let (own, best) = log_probabilities(&logits, 0, top).unwrap();
-        let close = |one: f32, other: f64| {
-            (f64::from(one) - other).abs() < 1e-4 || f64::from(one) == other
-        };
-        prop_assert!(close(own, plain[0].1));
-        plain.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)));
-        plain.truncate(top);
-        prop_assert_eq!(best.len(), plain.len());
-        for (one, other) in best.iter().zip(&plain) {
-            prop_assert_eq!(one.0, other.0);
-            prop_assert!(close(one.1, other.1));
+        check_log_probabilities(&logits, top);
+    }
+}
+
+/// As many as a large vocabulary has: in steps, so that there are ties everywhere; mostly ruled out; all but a few
+/// ruled out; all equal.
+fn wide_logits() -> [Vec<f32>; 5] {
+    const VOCABULARY: usize = 50_000;
+    let plain: Vec<f32> = numbers(VOCABULARY, 17)
+        .iter()
+        .map(|number| 4.0 * number)
+        .collect();
+    let with_one_in = |step: usize| -> Vec<f32> {
+        let all = plain.iter().enumerate();
+        all.map(|(token, &logit)| match token % step {
+            3 => logit,
+            _ => f32::NEG_INFINITY,
+        })
+        .collect()
+    };
+    [
+        plain.iter().map(|logit| logit.round()).collect(),
+        with_one_in(10),
+        with_one_in(VOCABULARY / 7),
+        vec![1.5; VOCABULARY],
+        plain,
+    ]
+}
+
+#[test]
+fn a_large_vocabulary_is_filtered_as_the_plain_way() {
+    for logits in wide_logits() {
+        for top_k in [0, 1, 7, 40, 190, 390] {
+            let by_parts = logits::reached_by(&logits, top_k as usize);
+            assert_eq!(by_parts.is_some(), top_k > 0, "top_k {top_k}");
+            for (top_p, min_p, typical_p) in [
+                (1.0, 0.0, 1.0),
+                (0.9, 0.0, 1.0),
+                (1.0, 0.05, 1.0),
+                (0.95, 0.01, 0.8),
+            ] {
+                let sampling = Sampling {
+                    temperature: 0.8,
+                    top_k,
+                    top_p,
+                    min_p,
+                    typical_p,
+                    ..Sampling::default()
+                };
+                check_filters(&sampling, &logits);
+            }
+            check_log_probabilities(&logits, top_k as usize);
         }
     }
 }
