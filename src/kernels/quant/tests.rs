@@ -213,6 +213,11 @@ fn a_number_that_is_not_finite_spoils_its_own_row_only() {
                     .map(|row| row.iter().any(|y| y.is_finite()))
                     .collect();
                 assert_eq!(finite, [true, false, true], "{dtype:?} {isa:?} {bad}");
+                let spoiled = &output[n..2 * n];
+                assert!(
+                    spoiled.iter().all(|y| y.is_nan()),
+                    "{dtype:?} {isa:?} {bad}"
+                );
             }
         }
     }
