@@ -76,8 +76,8 @@ fn add_words_body(memory: &[u8], sum: &mut u64) {
             sums[lane] = sums[lane].wrapping_add(u64::from_ne_bytes(group[lane]));
         }
     }
-    for word in groups.as_flattened().len()..words.len() {
-        sums[0] = sums[0].wrapping_add(u64::from_ne_bytes(words[word]));
+    for word in &words[groups.as_flattened().len()..] {
+        sums[0] = sums[0].wrapping_add(u64::from_ne_bytes(*word));
     }
     *sum = sums.into_iter().fold(*sum, u64::wrapping_add);
 }
