@@ -319,16 +319,17 @@ async fn first_load_failure(engines: &[EngineHandle]) -> anyhow::Error {
 fn bench_engine(options: &EngineBench, config: &Config) -> anyhow::Result<()> {
     let report = bench::engine::run(options, config)?;
     let json = serde_json::to_string_pretty(&report).context("cannot write the report as JSON")?;
-    // First to where it cannot fail: measuring took minutes.
-    match options.format {
-        ReportFormat::Table => say(report.table().trim_end())?,
-        ReportFormat::Json => say(&json)?,
-    }
-    match &options.json {
+    // Measuring took minutes: if one place cannot be written to, the other still gets its report.
+    let shown = match options.format {
+        ReportFormat::Table => say(report.table().trim_end()),
+        ReportFormat::Json => say(&json),
+    };
+    let kept = match &options.json {
         Some(path) => std::fs::write(path, json + "\n")
             .with_context(|| format!("cannot write --json {}", path.display())),
         None => Ok(()),
-    }
+    };
+    shown.and(kept)
 }
 
 fn look_after_models(command: &ModelsCommand, config: &Config) -> anyhow::Result<()> {

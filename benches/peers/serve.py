@@ -5,7 +5,7 @@ never the same twice; 128 greedy tokens each. Output tokens per second count who
 alone. Example, with one server of ours and two of llama.cpp:
 
     python3 benches/peers/serve.py --repeats 3 --clients 1,8,32 \\
-      'girandole=target/release/girandole serve --model FILE --compute-threads 2 --batch-size 32 --listen 127.0.0.1:{port}' \\
+      'girandole=target/release/girandole serve --model FILE --compute-threads 2 --batch-size 32 --port {port}' \\
       'llama.cpp=llama-server -m FILE -t 2 -c 16384 -np 32 --cache-ram 0 --host 127.0.0.1 --port {port}'
 """
 

@@ -68,7 +68,8 @@ impl<'a> Driver<'a> {
         })
     }
 
-    /// Admits a row with a random prompt that no earlier row had: nothing of it is in any cache.
+    /// Admits a row with a random prompt. Short ones may come twice; the model has no prefix cache that
+    /// would tell.
     ///
     /// # Errors
     /// What the model says.

@@ -28,12 +28,11 @@ use crate::time::RealClock;
 
 /// Decode steps after which the caches hold what they will hold.
 const WARM_UP_STEPS: u32 = 3;
-/// Prompt tokens that are read before anything is timed: memory is touched and threads are up.
-const WARM_UP_PROMPT: u32 = 64;
 /// Below this a share of processor time says more about the kernel's clock than about us.
 const MIN_PROCESSOR_TIME: Duration = Duration::from_millis(20);
 
-/// Measures the configured model.
+/// Measures the configured model, with as many slots as the largest level has rows and without a prefix
+/// cache: a pass is timed for what it computes, and nobody pays for digests.
 ///
 /// # Errors
 /// There is not exactly one text model, it cannot be had, built or run. Levels that do not fit are no
@@ -51,6 +50,7 @@ pub fn run(options: &EngineBench, config: &Config) -> Result<EngineReport, Bench
     };
     let mut settings = model.text.clone();
     settings.batch_size = options.rows.iter().copied().max().unwrap_or(1);
+    settings.prefix_cache_tokens = Some(0);
     let served_context = assets.served_context(&settings, model.device)?;
     tracing::info!(model = model.name, "loading the model");
     let mut text_model = loader::build_text(&assets, model.device, &settings)?;
@@ -72,7 +72,6 @@ pub fn run(options: &EngineBench, config: &Config) -> Result<EngineReport, Bench
         limits: limits.as_ref(),
         clock: RealClock::start(),
     };
-    bench.warm_up(served_context)?;
     let prefill = bench.prefill_levels()?;
     let decode = bench.decode_levels()?;
     Ok(EngineReport {
@@ -153,14 +152,6 @@ struct Sample {
 }
 
 impl Bench<'_> {
-    fn warm_up(&mut self, served_context: u32) -> Result<(), BenchError> {
-        let tokens = WARM_UP_PROMPT.min(served_context.saturating_sub(1)).max(1);
-        let row = self.driver.admit(0, tokens, 1)?;
-        self.driver.prefill(&row)?;
-        self.driver.retire(1);
-        Ok(())
-    }
-
     fn prefill_levels(&mut self) -> Result<Vec<PrefillLevel>, BenchError> {
         let mut levels = Vec::new();
         for &tokens in &self.options.prefill {
@@ -213,6 +204,10 @@ impl Bench<'_> {
     }
 
     fn prefill(&mut self, tokens: u32) -> Result<PrefillFigures, BenchError> {
+        // Once without a clock: threads are up, and memory for prompts of this length has been touched.
+        let row = self.driver.admit(0, tokens, 1)?;
+        self.driver.prefill(&row)?;
+        self.driver.retire(1);
         let mut samples = Vec::new();
         for _ in 0..self.options.repeats {
             let row = self.driver.admit(0, tokens, 1)?;

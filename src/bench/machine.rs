@@ -83,8 +83,13 @@ fn size_in_bytes(text: &str) -> Option<u64> {
 /// Processor time of all threads of this process that still run: user and system, within a tick of the
 /// kernel. `None` where the system does not say.
 pub fn processor_time() -> Option<Duration> {
+    time_of_threads(Path::new("/proc/self/task"))
+}
+
+/// Each thread has a folder, whose `schedstat` begins with its nanoseconds on a processor.
+fn time_of_threads(threads: &Path) -> Option<Duration> {
     let mut nanos = 0u64;
-    for thread in fs::read_dir("/proc/self/task").ok()?.flatten() {
+    for thread in fs::read_dir(threads).ok()?.flatten() {
         // A thread may have ended meanwhile.
         let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else {
             continue;
@@ -138,8 +143,26 @@ mod tests {
     fn this_machine_can_be_described() {
         let machine = Machine::here();
         assert!(!machine.processor.is_empty() && machine.cores > 0);
-        let before = processor_time();
-        let after = processor_time();
-        assert!(after >= before);
+    }
+
+    #[test]
+    fn processor_time_is_that_of_all_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let thread = |name: &str, schedstat: &str| {
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("schedstat"), schedstat).unwrap();
+        };
+        let time = || time_of_threads(folder.path());
+        assert_eq!(time(), None);
+        thread("1", "0 0 0\n");
+        assert_eq!(time(), None, "the kernel does not count");
+        thread("1", "1500 20 3\n");
+        thread("2", "2000000000 10 4\n");
+        // One that has just ended.
+        fs::create_dir(folder.path().join("3")).unwrap();
+        assert_eq!(time(), Some(Duration::from_nanos(2_000_001_500)));
+        thread("2", "x\n");
+        assert_eq!(time(), None);
+        assert_eq!(time_of_threads(&folder.path().join("none")), None);
     }
 }

@@ -284,7 +284,7 @@ fn percent(share: f64) -> f64 {
     share * 100.0
 }
 
-/// Three digits that count.
+/// No more decimals than three digits that count need.
 fn number(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
@@ -323,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_keep_three_digits() {
+    fn the_larger_a_number_the_fewer_its_decimals() {
         for (value, text) in [
             (1234.5, "1234"),
             (99.96, "100.0"),

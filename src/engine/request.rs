@@ -103,7 +103,8 @@ impl Request {
         self.append(now, event);
     }
 
-    /// A row got a slot. Tells whether it was the request's first.
+    /// A row got a slot, and found `cached` tokens of its prompt in the prefix cache. Tells whether it was
+    /// the request's first; the usage says how many that one found.
     pub(super) fn start_row(&mut self, at: Time, row: RowId, slot: Slot, cached: u32) -> bool {
         let choice = &mut self.choices[row.choice as usize];
         choice.slot = Some(slot);

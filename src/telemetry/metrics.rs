@@ -227,7 +227,7 @@ impl ModelFamilies {
             ),
             kv_blocks_used: family!(
                 "kv_blocks_used",
-                "KV cache blocks that running rows have reserved",
+                "KV cache blocks that running rows have reserved; a shared one counts once for each row",
                 Family::default()
             ),
             kv_blocks_total: family!("kv_blocks_total", "KV cache blocks", Family::default()),

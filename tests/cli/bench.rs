@@ -1,5 +1,7 @@
 //! `bench`, as a user meets it.
 
+use std::process::Stdio;
+
 use serde_json::Value;
 
 use crate::sandbox::{Ended, Sandbox};
@@ -149,6 +151,24 @@ fn what_cannot_be_measured_is_refused() {
     .expect(1, &["measures one model and 2 are configured"]);
     let line = format!("{QUICK} --max-context 65");
     engine(&sandbox, &line).expect(1, &["max_context is 65; the model allows 64"]);
+}
+
+#[test]
+fn a_report_that_cannot_go_to_one_place_still_goes_to_the_other() {
+    let sandbox = sandbox();
     let line = format!("{QUICK} --json no/such/folder/out.json");
-    engine(&sandbox, &line).expect(1, &["--json no/such/folder/out.json"]);
+    let ended = engine(&sandbox, &line);
+    ended.expect(1, &["--json no/such/folder/out.json"]);
+    assert!(ended.stdout.contains("tok/s"), "{}", ended.stdout);
+
+    let mut command = sandbox.command(&format!("bench engine {QUICK} --json out.json"));
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = piped.spawn().unwrap();
+    // Nobody reads.
+    drop(running.stdout.take());
+    let ended = Ended::from(running.wait_with_output().unwrap());
+    ended.expect(1, &["cannot write to stdout"]);
+    let written = std::fs::read_to_string(sandbox.path("out.json")).unwrap();
+    let report: Value = serde_json::from_str(&written).unwrap();
+    assert_eq!(report["schema"], "girandole.bench.engine");
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use girandole::batch::{Next, PlannedRow};
 use girandole::job::{Sampling, TextJob};
-use girandole::model::Model;
 use girandole::model::device::FloatType;
+use girandole::model::{CacheReport, Model};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::serving::{Guest, Said, alone, dummy_model, run};
+use crate::serving::{Guest, Said, alone, dummy_model, plain_dummy_model, run};
 
 pub(crate) const SLOTS: u32 = 6;
 const GUESTS: usize = 14;
@@ -36,8 +36,9 @@ fn random_job(random: &mut ChaCha8Rng) -> TextJob {
     }
 }
 
-/// Random guests who come and go at random times, against each of them alone.
-pub(crate) fn check_company(model: &mut dyn Model, seed: u64) {
+/// Random guests who come and go at random times, against each of them alone in `plain`: the same model
+/// without a prefix cache, where nobody takes over what it was to be compared with.
+pub(crate) fn check_company(model: &mut dyn Model, plain: &mut dyn Model, seed: u64) {
     eprintln!("seed {seed}");
     let random = &mut ChaCha8Rng::seed_from_u64(seed);
     let guests: Vec<Guest> = (0..GUESTS)
@@ -57,7 +58,7 @@ pub(crate) fn check_company(model: &mut dyn Model, seed: u64) {
     let mut ended = 0;
     for (guest, together) in guests.iter().zip(&together) {
         let girandole::job::Job::Text(job) = &*guest.job;
-        let alone = alone(model, job.clone());
+        let alone = alone(plain, job.clone());
         match together.end {
             Some(_) => {
                 assert_eq!(*together, alone);
@@ -68,28 +69,32 @@ pub(crate) fn check_company(model: &mut dyn Model, seed: u64) {
         }
     }
     assert!(ended > GUESTS / 2, "most guests stayed to their ends");
+    assert_eq!(plain.cache_report(), CacheReport::default());
 }
 
 #[test]
 fn a_row_in_company_equals_the_row_alone_in_f32() {
     let mut model = dummy_model(FloatType::F32, SLOTS);
+    let mut plain = plain_dummy_model(FloatType::F32, 1);
     for seed in 0..6 {
-        check_company(&mut *model, seed);
+        check_company(&mut *model, &mut *plain, seed);
     }
 }
 
 #[test]
 fn a_row_in_company_equals_the_row_alone_in_f16() {
     let mut model = dummy_model(FloatType::F16, SLOTS);
+    let mut plain = plain_dummy_model(FloatType::F16, 1);
     for seed in 10..16 {
-        check_company(&mut *model, seed);
+        check_company(&mut *model, &mut *plain, seed);
     }
 }
 
 #[test]
 fn a_row_in_company_equals_the_row_alone_in_bf16() {
     let mut model = dummy_model(FloatType::BF16, SLOTS);
-    check_company(&mut *model, 20);
+    let mut plain = plain_dummy_model(FloatType::BF16, 1);
+    check_company(&mut *model, &mut *plain, 20);
 }
 
 #[test]

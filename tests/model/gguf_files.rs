@@ -12,6 +12,7 @@ use girandole::model::device::DeviceSpec;
 use girandole::model::text::TextModel;
 use girandole::model::text::config::{self, DecoderConfig, Family};
 use girandole::model::text::decoder::Decoder;
+use girandole::model::text::options::TextOptions;
 use girandole::model::text::rope::RopeScaling;
 use girandole::model::text::tokenizer::TextTokenizer;
 use girandole::model::text::weights::WeightSource;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use crate::decoding::{Decoding, Part};
 use crate::goldens::{fixture, read_json};
-use crate::serving::options;
+use crate::serving::{options, plain_options};
 
 /// Names of llama.cpp and of transformers, `{}` standing for the layer.
 const NAMES: [(&str, &str); 22] = [
@@ -408,7 +409,7 @@ fn every_quantisation_gives_the_model_that_its_values_give() {
 }
 
 /// A model with its linear layers in one format and its tied embedding in another.
-pub(crate) fn quantised_model(linear: GgmlDType, embedding: GgmlDType, slots: u32) -> TextModel {
+fn quantised_model(linear: GgmlDType, embedding: GgmlDType, options: &TextOptions) -> TextModel {
     let config = wide_config();
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
@@ -420,13 +421,12 @@ pub(crate) fn quantised_model(linear: GgmlDType, embedding: GgmlDType, slots: u3
         }
     });
     let file = GgufFile::open(&path).expect("just written");
-    let kv = options(slots)
-        .kv_shape(&config, DeviceSpec::Cpu)
-        .expect("valid");
+    let kv = options.kv_shape(&config, DeviceSpec::Cpu).expect("valid");
     let mut source = GgufWeights::new(&file, None, &Device::Cpu);
     let decoder = Decoder::load(&config, &mut source, &kv).expect("complete");
     let tokenizer = Arc::new(TextTokenizer::bytes(config.vocab_size as u32));
-    TextModel::new(decoder, tokenizer, slots, &kv, kv.blocks)
+    let kept = options.prefix_cache_blocks(&kv);
+    TextModel::new(decoder, tokenizer, options.batch_size, &kv, kept)
 }
 
 #[test]
@@ -436,9 +436,10 @@ fn a_row_in_company_equals_the_row_alone_with_quantised_weights() {
         (GgmlDType::Q8_0, GgmlDType::Q8_0),
         (GgmlDType::Q4K, GgmlDType::Q6K),
     ] {
-        let mut model = quantised_model(linear, embedding, crate::company::SLOTS);
+        let mut model = quantised_model(linear, embedding, &options(crate::company::SLOTS));
+        let mut plain = quantised_model(linear, embedding, &plain_options(1));
         for seed in 30..33 {
-            crate::company::check_company(&mut model, seed);
+            crate::company::check_company(&mut model, &mut plain, seed);
         }
     }
 }

@@ -191,13 +191,30 @@ pub(crate) fn options(batch_size: u32) -> TextOptions {
     }
 }
 
+/// The same without a prefix cache: what a row alone is compared with has to be computed.
+pub(crate) fn plain_options(batch_size: u32) -> TextOptions {
+    TextOptions {
+        prefix_cache_tokens: Some(0),
+        ..options(batch_size)
+    }
+}
+
 /// The small random model with weights of this type.
 pub(crate) fn dummy_model(dtype: FloatType, batch_size: u32) -> Box<dyn Model> {
+    build_dummy(dtype, options(batch_size))
+}
+
+/// The same without a prefix cache.
+pub(crate) fn plain_dummy_model(dtype: FloatType, batch_size: u32) -> Box<dyn Model> {
+    build_dummy(dtype, plain_options(batch_size))
+}
+
+fn build_dummy(dtype: FloatType, options: TextOptions) -> Box<dyn Model> {
     let folder = tempfile::tempdir().expect("a folder");
     let assets = dummy_assets(folder.path());
     let options = TextOptions {
         dtype: Some(dtype),
-        ..options(batch_size)
+        ..options
     };
     build(&assets, DeviceSpec::Cpu, &options).expect("weights")
 }

@@ -20,7 +20,7 @@ use girandole::model::text::weights::gguf::{GgufFile, GgufWeights};
 
 use crate::decoding::{Decoding, argmax};
 use crate::prefixes::found;
-use crate::serving::{Guest, alone, options, run};
+use crate::serving::{Guest, alone, options, plain_options, run};
 
 fn file() -> &'static Path {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
@@ -148,6 +148,7 @@ fn eight_prompts_together_say_what_each_says_alone() {
     let path = file();
     let assets = assets(path);
     let mut model = build(&assets, DeviceSpec::Cpu, &options(8)).expect("weights");
+    let mut plain = build(&assets, DeviceSpec::Cpu, &plain_options(1)).expect("weights");
     let guests: Vec<Guest> = (0..8)
         .map(|slot| {
             let message = "Tell me more about lamps and candles. ".repeat(1 + slot as usize * 3);
@@ -165,6 +166,6 @@ fn eight_prompts_together_say_what_each_says_alone() {
     let together = run(&mut *model, &guests, |_| {});
     for (guest, together) in guests.iter().zip(together) {
         let girandole::job::Job::Text(job) = &*guest.job;
-        assert_eq!(together, alone(&mut *model, job.clone()));
+        assert_eq!(together, alone(&mut *plain, job.clone()));
     }
 }

@@ -48,6 +48,9 @@ pub struct TextModel {
     tokenizer: Arc<TextTokenizer>,
     pool: BlockPool,
     rows: Vec<Option<Row>>,
+    /// By slot: whether its row was in a pass that has not gone well since. Perhaps its blocks are at
+    /// fault, those of earlier passes among them.
+    suspects: Vec<bool>,
     served_context: usize,
     /// Bytes of a number in the cache.
     kv_bytes: usize,
@@ -68,6 +71,7 @@ impl TextModel {
             tokenizer,
             pool: BlockPool::new(kv.blocks as u32, slots as usize, prefix_cache_blocks),
             rows: (0..slots).map(|_| None).collect(),
+            suspects: vec![false; slots as usize],
             served_context: kv.served_context,
             kv_bytes: kv.dtype.size_in_bytes(),
         }
@@ -128,28 +132,38 @@ impl TextModel {
         Ok(Some(chain))
     }
 
-    /// Takes the planned rows out of their slots, with what each puts into the pass.
+    /// Takes the planned rows out of their slots, with what each puts into the pass: all of them, or
+    /// none if one stands elsewhere than the plan says.
     fn take_rows(&mut self, plan: &[PlannedRow]) -> Result<Vec<ActiveRow>, ModelError> {
-        plan.iter()
-            .map(|planned| {
-                let slot = planned.slot;
-                let row = self.rows.get_mut(slot.index()).and_then(Option::take);
-                row.and_then(|row| {
-                    let contribution = row.contribute(planned.phase, planned.work)?;
-                    Some(ActiveRow {
-                        slot,
-                        row,
-                        contribution,
-                    })
-                })
-                .ok_or_else(|| {
-                    ModelError::Device(format!(
-                        "slot {} was planned for {:?}, which its row is not in",
-                        slot.0, planned.phase
-                    ))
-                })
-            })
-            .collect()
+        let mut taken = Vec::with_capacity(plan.len());
+        for planned in plan {
+            let Some(active) = self.take_row(planned) else {
+                self.give_back(taken);
+                return Err(ModelError::Device(format!(
+                    "slot {} was planned for {:?}, which its row is not in",
+                    planned.slot.0, planned.phase
+                )));
+            };
+            taken.push(active);
+        }
+        Ok(taken)
+    }
+
+    fn take_row(&mut self, planned: &PlannedRow) -> Option<ActiveRow> {
+        let place = self.rows.get_mut(planned.slot.index())?;
+        let contribution = place.as_ref()?.contribute(planned.phase, planned.work)?;
+        Some(ActiveRow {
+            slot: planned.slot,
+            row: place.take()?,
+            contribution,
+        })
+    }
+
+    /// Puts rows back as they are: there was no pass, or it failed.
+    fn give_back(&mut self, rows: Vec<ActiveRow>) {
+        for active in rows {
+            self.rows[active.slot.index()] = Some(active.row);
+        }
     }
 
     /// One forward pass over what the rows contribute, and their logits handed to them.
@@ -220,6 +234,7 @@ impl TextModel {
         let filled = row.stored(&contribution);
         let (emitted, next) = row.report(KEY);
         self.rows[slot.index()] = Some(row);
+        self.suspects[slot.index()] = false;
         if matches!(next, Next::Fail(_)) {
             // Perhaps the fault lies in what it found: then the next row had better compute it.
             self.pool.forget(slot);
@@ -297,15 +312,20 @@ impl Model for TextModel {
         })
     }
 
-    /// A pass that fails leaves its rows as they were, and nothing of it in the prefix cache.
+    /// A pass that fails enters nothing into the prefix cache, and its rows lie in their slots again, as
+    /// the engine may spare some. Such a row, planned again, feeds the same tokens to the same positions.
+    /// One exception: where logits come in several parts (more than `LOGIT_ROWS_AT_ONCE`) and a later
+    /// part fails, the rows of the earlier ones have chosen their tokens. They go on from there, as all
+    /// keys and values were stored by then, and enter nothing more. A panic takes the rows with it.
     fn step(&mut self, plan: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
+        for planned in plan {
+            if let Some(suspect) = self.suspects.get_mut(planned.slot.index()) {
+                *suspect = true;
+            }
+        }
         let mut rows = self.take_rows(plan)?;
         if let Err(error) = self.run(&mut rows) {
-            // The engine may spare some of them; those still lie in their slots then, and a row that
-            // is planned again feeds the same tokens to the same positions.
-            for active in rows {
-                self.rows[active.slot.index()] = Some(active.row);
-            }
+            self.give_back(rows);
             return Err(error);
         }
         Ok(rows
@@ -315,10 +335,14 @@ impl Model for TextModel {
     }
 
     fn retire(&mut self, slot: Slot) {
-        self.pool.release(slot);
-        if let Some(row) = self.rows.get_mut(slot.index()) {
-            *row = None;
+        let Some(row) = self.rows.get_mut(slot.index()) else {
+            return;
+        };
+        *row = None;
+        if std::mem::take(&mut self.suspects[slot.index()]) {
+            self.pool.forget(slot);
         }
+        self.pool.release(slot);
     }
 
     fn cache_report(&self) -> CacheReport {

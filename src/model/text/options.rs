@@ -29,7 +29,7 @@ pub struct TextOptions {
     /// context at least, 4 GiB at most.
     pub kv_cache_tokens: Option<u32>,
     /// Tokens that the key-value cache keeps for prompts that begin alike, when no row holds them any
-    /// more; 0 switches prefix caching off. Without it: a quarter of the cache.
+    /// more: at most all. 0 switches prefix caching off. Without it: a quarter of the cache.
     pub prefix_cache_tokens: Option<u32>,
     /// Format of keys and values; the device's default without it.
     pub kv_dtype: Option<FloatType>,
@@ -100,6 +100,15 @@ impl TextOptions {
                 "kv_cache_tokens is {tokens}, which no memory can hold"
             ));
         }
+        match self.prefix_cache_tokens {
+            Some(asked) if blocks_for(asked as usize) > blocks => {
+                return refuse(format!(
+                    "prefix_cache_tokens is {asked}; the key-value cache holds {}",
+                    blocks * BLOCK_TOKENS
+                ));
+            }
+            _ => {}
+        }
         Ok(KvShape {
             served_context: context.min(tokens),
             blocks,
@@ -107,11 +116,11 @@ impl TextOptions {
         })
     }
 
-    /// Blocks that the prefix cache may keep, of those in `kv`.
+    /// Blocks that the prefix cache may keep, of those in `kv`: the shape that these options gave.
     pub fn prefix_cache_blocks(&self, kv: &KvShape) -> usize {
         match self.prefix_cache_tokens {
             None => kv.blocks.div_ceil(DEFAULT_PREFIX_CACHE_PART),
-            Some(tokens) => blocks_for(tokens as usize).min(kv.blocks),
+            Some(tokens) => blocks_for(tokens as usize),
         }
     }
 }
@@ -170,7 +179,7 @@ mod tests {
         assert_eq!(blocks(Some(0)), 0);
         assert_eq!(blocks(Some(1)), 1);
         assert_eq!(blocks(Some(64)), 2);
-        assert_eq!(blocks(Some(u32::MAX)), 32);
+        assert_eq!(blocks(Some(1024)), 32);
     }
 
     #[test]
@@ -196,6 +205,14 @@ mod tests {
                     ..TextOptions::default()
                 },
                 "the key-value cache would hold 8 tokens; it must hold at least 32",
+            ),
+            (
+                TextOptions {
+                    kv_cache_tokens: Some(1000),
+                    prefix_cache_tokens: Some(1025),
+                    ..TextOptions::default()
+                },
+                "prefix_cache_tokens is 1025; the key-value cache holds 1024",
             ),
         ] {
             let error = options

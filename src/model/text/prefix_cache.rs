@@ -167,7 +167,9 @@ impl PrefixCache {
     /// any: this one, or the oldest where the limit is reached.
     ///
     /// A row lets its last block go first. A block is thus always older here than the one before it
-    /// in its chain, and evicted before it: what is left can still be found from the beginning.
+    /// in its chain, and evicted before it: what is left can still be found from the beginning. Only
+    /// [`forget`](Self::forget) may leave a chain without its beginning; its end is kept until it is
+    /// the oldest, or is found again once somebody has computed the beginning.
     pub fn let_go(&mut self, block: u32) -> Option<u32> {
         if self.digests[block as usize].is_none() {
             return Some(block);

@@ -1,5 +1,7 @@
 //! Passes that fail. From outside there is no way to make one fail on the CPU.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use candle_core::{DType, Device};
 use serde_json::json;
 
@@ -147,6 +149,80 @@ fn a_pass_that_failed_can_be_run_again_and_enters_nothing() {
             assert_eq!(said(&mut model, chunk, fault), expected);
         }
     }
+}
+
+/// A model whose slot 0 holds a row with two full blocks that were entered, and six tokens to read.
+fn model_with_known_blocks() -> (TextModel, PlannedRow) {
+    let mut model = model();
+    let all = Arc::new(Job::Text(job(prompt())));
+    model.admit(Slot(0), &all, 0).expect("room for it");
+    model.step(&[planned(0, Phase::Begin, 64)]).expect("a pass");
+    assert_eq!(known(&model, &prompt()), 64);
+    (model, planned(0, Phase::Begin, PROMPT_TOKENS - 64))
+}
+
+#[test]
+fn a_row_that_ends_with_a_failed_pass_leaves_nothing_to_be_found() {
+    for fault in [Fault::Early, Fault::Late] {
+        let (mut model, rest) = model_with_known_blocks();
+        fail(&mut model, rest, fault);
+        model.retire(Slot(0));
+        assert_eq!(known(&model, &prompt()), 0);
+        assert_eq!(model.cache_report(), CacheReport::default());
+        let said = said(&mut model, PROMPT_TOKENS, Fault::None);
+        assert_eq!(said.0.len(), 60);
+        assert_eq!(known(&model, &prompt()), 64, "the slot is above suspicion");
+    }
+}
+
+#[test]
+fn a_row_that_ends_with_a_panic_leaves_nothing_to_be_found() {
+    let (mut model, rest) = model_with_known_blocks();
+    // It says that it has read more than its prompt.
+    let mut chain = DigestChain::new(&job(vec![]).cache_salt);
+    for token in 0..40 {
+        chain.push(token);
+    }
+    let impossible = Row::new(&job(vec![1]), 0, &model.tokenizer, 512, Some(chain));
+    model.rows[1] = Some(impossible);
+    let step = AssertUnwindSafe(|| model.step(&[rest, planned(1, Phase::Begin, 1)]));
+    assert!(catch_unwind(step).is_err(), "it panics");
+    model.retire(Slot(0));
+    model.retire(Slot(1));
+    assert_eq!(known(&model, &prompt()), 0);
+    assert_eq!(model.pool.free(), model.pool.total());
+}
+
+#[test]
+fn a_row_that_ends_after_a_pass_that_went_well_leaves_its_blocks() {
+    let (mut model, rest) = model_with_known_blocks();
+    fail(&mut model, rest, Fault::Early);
+    model.step(&[rest]).expect("a pass");
+    model.retire(Slot(0));
+    assert_eq!(known(&model, &prompt()), 64);
+}
+
+#[test]
+fn a_plan_that_cannot_be_takes_no_row() {
+    let expected = said(&mut model(), PROMPT_TOKENS, Fault::None);
+    let mut model = model();
+    let all = Arc::new(Job::Text(job(prompt())));
+    model.admit(Slot(0), &all, 0).expect("room for it");
+    let whole = planned(0, Phase::Begin, PROMPT_TOKENS);
+    for wrong in [
+        planned(0, Phase::Begin, 1),
+        planned(1, Phase::Begin, 1),
+        planned(2, Phase::Begin, 1),
+    ] {
+        let refused = model.step(&[whole, wrong]).expect_err("no such row");
+        let slot = format!("slot {} was planned for Begin", wrong.slot.0);
+        assert!(refused.to_string().starts_with(&slot), "{refused}");
+    }
+    let outcome = model.step(&[whole]).expect("a pass").remove(0);
+    let [Emission::Text { tokens, .. }] = &outcome.emitted[..] else {
+        panic!("{:?}", outcome.emitted);
+    };
+    assert_eq!(tokens[..], expected.0[..1]);
 }
 
 #[test]

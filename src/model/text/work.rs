@@ -1,8 +1,8 @@
 //! What a pass asks of the machine: bytes to read and numbers to multiply, whatever the time it takes.
 //!
-//! Counted is what no implementation could leave out: every weight once a pass, the keys and values that
-//! a row sees once, and the products. Norms, rotary embedding, sampling and activations, which stay in
-//! the caches, are left out; so are the rows of the embedding table.
+//! Counted is what cannot be left out: every weight once a pass, as it is packed (includes tile padding),
+//! the keys and values that a row sees once, and the products. Norms, rotary embedding, sampling and
+//! activations, which stay in the caches, are left out; so are the rows of the embedding table.
 
 use std::ops::{Add, AddAssign};
 
@@ -12,7 +12,7 @@ use crate::kernels::linear::{Arithmetic, Linear};
 /// What some linear layers ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinearWork {
-    /// Bytes of packed weights, read once a pass.
+    /// Bytes of packed weights, read once a pass; the padding of their tiles included.
     pub weight_bytes: u64,
     /// Multiply-adds of 8-bit integers for each row.
     pub integer_products: u64,
