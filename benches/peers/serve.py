@@ -76,10 +76,10 @@ async def complete(port, model, prompt, output_tokens=OUTPUT_TOKENS):
     return frames, time.monotonic() - start
 
 
-async def level(port, model, clients, seed):
+async def level(port, model, clients, seed, requests):
     """All requests of one level: output tokens per second, and each request's frames."""
     rng = random.Random(seed)
-    requests = REQUESTS.get(clients, 1)
+    requests = requests or REQUESTS.get(clients, 1)
     prompts = [
         [[rng.randrange(*VOCABULARY) for _ in range(rng.randint(*PROMPT_TOKENS))] for _ in range(requests)]
         for _ in range(clients)
@@ -151,7 +151,7 @@ async def run(arguments):
                 rows.setdefault((name, "start"), []).append({"ready_s": time.monotonic() - start, "rss_mb": resident(process.pid)})
                 neighbours = [spin() for _ in range(arguments.neighbours)]
                 for clients in arguments.clients:
-                    rate, answers = await level(port, model, clients, seed=1000 * repeat + clients)
+                    rate, answers = await level(port, model, clients, 1000 * repeat + clients, arguments.requests)
                     first = [frames[0] * 1000 for frames, _ in answers]
                     gaps = [1000 * (b - a) for frames, _ in answers for a, b in zip(frames, frames[1:])]
                     row = {
@@ -196,6 +196,7 @@ def main():
     parser.add_argument("--clients", type=lambda text: [int(part) for part in text.split(",")], default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--neighbours", type=int, default=0, help="busy processes beside the server")
+    parser.add_argument("--requests", type=int, help="requests of each client at a level, instead of 1 to 6")
     parser.add_argument("--json", help="write every sample to this file")
     asyncio.run(run(parser.parse_args()))
 

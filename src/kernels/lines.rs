@@ -35,6 +35,12 @@ pub(super) fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
 }
 
+/// The lines as sixteen f32 each, whatever those are.
+pub(super) fn floats(lines: &[Line]) -> &[[f32; 16]] {
+    // SAFETY: a `Line` is as large as sixteen f32 and more strictly aligned; any bits are some f32.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len()) }
+}
+
 /// Asked from the system at once, for many weights to share. What is not written takes no room.
 const REGION_BYTES: usize = 64 << 20;
 
