@@ -1,7 +1,8 @@
 //! What stock Candle lacks: matrix products that gain from batching, attention over paged K/V, and the small
 //! operations around them; and the one home of `unsafe`.
 //!
-//! Every function takes Candle tensors and dispatches on their device. On the CPU our own code runs over the
+//! Layers and operations take Candle tensors and dispatch on their device; `logits`, `threads` and `ceilings` are about
+//! the host alone. On the CPU our own code runs over the
 //! storage slices; elsewhere the same thing is said with stock Candle operations ([`reference`]), which also
 //! serve as an independent twin in the tests.
 //!
