@@ -17,6 +17,8 @@ fn entry(number: u128, max_iterations: u32) -> Entry {
         rows: 1,
         key: KEY,
         cost: RowCost {
+            iterate_work: 1,
+            finish_work: 0,
             begin_work: 8,
             max_iterations,
             memory_units: 4,

@@ -1,7 +1,10 @@
 //! The words that the scheduler, the engine and the models share: what a step is asked to do and
 //! what came of it.
 
+use std::sync::Arc;
+
 use crate::job::RowId;
+use crate::picture::Picture;
 
 /// A place in the running set, `0..batch_size`: the name of a row in every cache of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,8 +37,13 @@ pub struct BatchKey(pub u64);
 pub struct RowCost {
     /// Units of work in `Begin` (prompt tokens). At least 1.
     pub begin_work: u32,
-    /// `Iterate` steps at most (new tokens).
+    /// `Iterate` steps at most (new tokens, denoising steps).
     pub max_iterations: u32,
+    /// Units of work in each of them: 1 for a token; for a picture, its share of the forward pass. At
+    /// least 1.
+    pub iterate_work: u32,
+    /// Units of work in `Finish`, on the scale of `iterate_work`; 0 for a row that has no such phase.
+    pub finish_work: u32,
     /// Units of the model's memory, reserved from admission to retirement (KV blocks).
     pub memory_units: u32,
 }
@@ -66,7 +74,7 @@ pub struct PlannedRow {
     /// What is done for it.
     pub phase: Phase,
     /// How much: in `Begin` the number of prompt tokens to process now (less than the rest of the
-    /// prompt makes it a chunk); 1 in `Iterate`.
+    /// prompt makes it a chunk); in `Iterate` and `Finish` the row's cost.
     pub work: u32,
 }
 
@@ -128,6 +136,27 @@ pub enum Emission {
     },
     /// Log-probabilities of prompt tokens, in order; several emissions continue each other.
     PromptLogprobs(Vec<TokenLogprob>),
+    /// So many denoising steps are done.
+    Progress {
+        /// Done.
+        step: u32,
+        /// To be done in all.
+        steps: u32,
+    },
+    /// What the picture looks like so far.
+    Preview {
+        /// After so many steps.
+        step: u32,
+        /// Small: a pixel for each place of the latent.
+        picture: Arc<Picture>,
+    },
+    /// The picture.
+    Image {
+        /// What was drawn.
+        picture: Arc<Picture>,
+        /// Its own seed.
+        seed: u64,
+    },
 }
 
 /// What a row has used.
@@ -139,6 +168,10 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// New tokens, over all rows of the request.
     pub completion_tokens: u32,
+    /// Denoising steps, over all rows of the request.
+    pub denoising_steps: u32,
+    /// Pictures drawn.
+    pub images: u32,
 }
 
 /// What becomes of a row after a step.

@@ -8,6 +8,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::picture::{Mask, Picture};
+
 /// Names one request for as long as anybody may ask about it.
 ///
 /// Written as 32 lowercase hexadecimal digits.
@@ -78,6 +80,8 @@ impl fmt::Debug for CacheSalt {
 pub enum Job {
     /// Continue a text.
     Text(TextJob),
+    /// Draw pictures.
+    Image(ImageJob),
 }
 
 impl Job {
@@ -85,6 +89,29 @@ impl Job {
     pub fn rows(&self) -> u32 {
         match self {
             Job::Text(text) => text.rows,
+            Job::Image(image) => image.images,
+        }
+    }
+
+    /// A text model's job.
+    ///
+    /// # Panics
+    /// If it is of another kind: `api::submit` makes a job with the intake of the model it is for.
+    pub fn text(&self) -> &TextJob {
+        match self {
+            Job::Text(text) => text,
+            Job::Image(_) => panic!("a text model was given a picture to draw"),
+        }
+    }
+
+    /// An image model's job.
+    ///
+    /// # Panics
+    /// If it is of another kind: `api::submit` makes a job with the intake of the model it is for.
+    pub fn image(&self) -> &ImageJob {
+        match self {
+            Job::Image(image) => image,
+            Job::Text(_) => panic!("an image model was given a text to continue"),
         }
     }
 }
@@ -184,6 +211,124 @@ impl TextJob {
             cache_salt: CacheSalt::default(),
         }
     }
+}
+
+/// Draw pictures of a prompt. Each picture is one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageJob {
+    /// In pixels; a multiple of the model's factor.
+    pub width: u32,
+    /// In pixels; a multiple of the model's factor.
+    pub height: u32,
+    /// Pictures: rows. At least 1.
+    pub images: u32,
+    /// What to draw: one entry for each text encoder of the model.
+    pub prompt: Arc<[PromptTokens]>,
+    /// What not to draw, likewise. There exactly when guidance is on (`guidance_scale` above 1), which
+    /// costs each row a second one in the forward pass.
+    pub negative: Option<Arc<[PromptTokens]>>,
+    /// How far the prediction is pushed away from `negative`'s; 1 or less switches guidance off.
+    pub guidance_scale: f32,
+    /// Steps of the whole schedule, at least 1; see [`iterations`](Self::iterations).
+    pub steps: u32,
+    /// How the noise is taken away.
+    pub schedule: ScheduleName,
+    /// Space the noise levels as in Karras et al. (arXiv 2206.00364).
+    pub karras: bool,
+    /// The share of fresh noise in DDIM's steps: 0 for none, 1 for as much as DDPM.
+    pub eta: f32,
+    /// Keys the noise of the first picture; see [`seed_of`](Self::seed_of).
+    pub seed: u64,
+    /// Begin from a picture instead of noise alone.
+    pub source: Option<SourceImage>,
+    /// Which steps are shown.
+    pub previews: Previews,
+}
+
+impl ImageJob {
+    /// Denoising steps that a row takes: fewer than `steps` where a picture is the beginning, as in
+    /// diffusers' img2img. 0 is possible: the picture comes back as the VAE sees it.
+    pub fn iterations(&self) -> u32 {
+        match &self.source {
+            None => self.steps,
+            Some(source) => {
+                // In f64, and down, as Python's int() of a product.
+                let steps = f64::from(self.steps) * f64::from(source.strength);
+                (steps as u32).min(self.steps)
+            }
+        }
+    }
+
+    /// Rows that each of its rows takes in a forward pass.
+    pub fn forward_rows(&self) -> u32 {
+        1 + u32::from(self.negative.is_some())
+    }
+
+    /// The seed of picture number `choice`: picture `i` is what the same request with `seed + i` draws
+    /// first, as users of the Stable Diffusion web UI know it.
+    pub fn seed_of(&self, choice: u32) -> u64 {
+        self.seed.wrapping_add(u64::from(choice))
+    }
+}
+
+/// A prompt, as one text encoder reads it: chunks of equal length, whose states are put side by side.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PromptTokens {
+    /// At least one.
+    pub chunks: Vec<PromptChunk>,
+}
+
+/// One window of a text encoder.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PromptChunk {
+    /// Token ids, with the beginning, the end and the padding: as many as the encoder has positions.
+    pub tokens: Vec<u32>,
+    /// What each token's state is multiplied by; as many, 1 being neutral.
+    pub weights: Vec<f32>,
+}
+
+/// A picture to begin from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceImage {
+    /// Of the job's size.
+    pub picture: Arc<Picture>,
+    /// How much of the schedule is run: 1 forgets the picture. Above 0, up to 1.
+    pub strength: f32,
+    /// Where to draw anew; everywhere if there is none. Of the job's size.
+    pub mask: Option<Arc<Mask>>,
+}
+
+/// Which steps of a picture are shown while it is drawn.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Previews {
+    /// None.
+    #[default]
+    None,
+    /// As many as a stream can show: the latest wins.
+    Latest,
+    /// After these steps, counted from 1, in order; none is left out.
+    After(Arc<[u32]>),
+}
+
+/// How the noise is taken away: the user's choice. What each does stands in `model::diffusion::schedule`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScheduleName {
+    /// Denoising diffusion implicit models (arXiv 2010.02502).
+    Ddim,
+    /// Denoising diffusion probabilistic models (arXiv 2006.11239).
+    Ddpm,
+    /// Euler's method over noise levels (arXiv 2206.00364).
+    Euler,
+    /// Euler's method with fresh noise in each step.
+    EulerAncestral,
+    /// The multistep solver DPM++ of second order (arXiv 2211.01095).
+    DpmPlusPlus2m,
+    /// Unified predictor and corrector of second order (arXiv 2302.04867).
+    UniPc,
+    /// Latent consistency models (arXiv 2310.04378).
+    Lcm,
+    /// Euler's method along a straight flow (arXiv 2210.02747): for flow-matching models only.
+    FlowMatchEuler,
 }
 
 #[cfg(test)]

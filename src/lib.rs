@@ -2,7 +2,7 @@
 //!
 //! The map, from the bottom up (arrows point down; `tests/dependency_rule.rs` checks it):
 //!
-//! - layer 0, words: [`time`], [`job`], [`batch`]
+//! - layer 0, words: [`time`], [`job`], [`batch`], [`picture`]
 //! - layer 1, core: [`scheduler`] (who runs next; a pure state machine), [`events`] (what happened)
 //! - layer 2, models: [`model`], [`kernels`]
 //! - layer 3, engine: [`engine`] (one thread per device: scheduler + model + logs)
@@ -20,6 +20,7 @@ pub mod intake;
 pub mod job;
 pub mod kernels;
 pub mod model;
+pub mod picture;
 pub mod scheduler;
 pub mod shutdown;
 pub mod telemetry;

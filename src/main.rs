@@ -19,12 +19,14 @@ use girandole::bench::{self, EngineBench, ReportFormat};
 use girandole::config::{BenchCommand, Command, CommandLine, Config, ModelConfig, ModelsCommand};
 use girandole::engine::{self, EngineHandle, EngineState};
 use girandole::events::store::EventStore;
-use girandole::intake::{TextDefaults, TextIntake};
+use girandole::intake::{ImageDefaults, ImageIntake, Intake, TextDefaults, TextIntake};
 use girandole::kernels::candle_threads::set_candle_threads;
 use girandole::kernels::isa::Isa;
 use girandole::kernels::threads::set_compute_threads;
 use girandole::model::manifest::{GenerationDefaults, Manifest, ModelFiles};
-use girandole::model::scripted::{self, Script, ScriptedModel};
+use girandole::model::scripted::{
+    self, Script, ScriptedFrontend, ScriptedImageModel, ScriptedModel,
+};
 use girandole::model::sources::cache::Verdict;
 use girandole::model::sources::{self, LoadFormat, ModelRef, SourceSettings};
 use girandole::model::text::chat_template::ChatTemplate;
@@ -100,7 +102,7 @@ fn say(line: &str) -> anyhow::Result<()> {
 
 /// A model that is ready to be built on its engine's thread.
 struct PreparedModel {
-    intake: TextIntake,
+    intake: Intake,
     build: Box<dyn FnOnce() -> Result<Box<dyn Model>, ModelError> + Send>,
 }
 
@@ -148,21 +150,39 @@ fn prepare(config: &ModelConfig, sources: &SourceSettings) -> anyhow::Result<Pre
 }
 
 fn prepare_scripted(config: &ModelConfig, script: Script) -> anyhow::Result<PreparedModel> {
+    if script.image.is_some() {
+        return Ok(prepare_scripted_images(config, script));
+    }
     let tokenizer = TextTokenizer::bytes(257);
     let asked = config.text.max_context.unwrap_or(u32::MAX);
     Ok(PreparedModel {
-        intake: TextIntake {
+        intake: Intake::Text(Box::new(TextIntake {
             template: template(&tokenizer, Some(PLAIN_TEMPLATE))?,
             tokenizer: Arc::new(tokenizer),
             max_context: script.model.context_tokens.min(asked),
             defaults: defaults(config, &loader::GenerationDefaults::default()),
             limits: config.limits.clone(),
-        },
+        })),
         build: Box::new(move || {
             let model = ScriptedModel::new(script, scripted::sleep())?;
             Ok(Box::new(model) as Box<dyn Model>)
         }),
     })
+}
+
+fn prepare_scripted_images(config: &ModelConfig, script: Script) -> PreparedModel {
+    PreparedModel {
+        intake: Intake::Image(ImageIntake {
+            frontend: Arc::new(ScriptedFrontend),
+            size_factor: scripted::SIZE_FACTOR,
+            defaults: ImageDefaults::default(),
+            limits: config.image_limits.clone(),
+        }),
+        build: Box::new(move || {
+            let model = ScriptedImageModel::new(script, scripted::sleep())?;
+            Ok(Box::new(model) as Box<dyn Model>)
+        }),
+    }
 }
 
 fn prepare_text(config: &ModelConfig, files: &ModelFiles) -> anyhow::Result<PreparedModel> {
@@ -173,13 +193,13 @@ fn prepare_text(config: &ModelConfig, files: &ModelFiles) -> anyhow::Result<Prep
         LoadFormat::Dummy { .. } => Some(PLAIN_TEMPLATE),
     };
     Ok(PreparedModel {
-        intake: TextIntake {
+        intake: Intake::Text(Box::new(TextIntake {
             tokenizer: Arc::clone(&assets.tokenizer),
             template: template(&assets.tokenizer, fallback)?,
             max_context: assets.served_context(&options, device)?,
             defaults: defaults(config, &assets.defaults),
             limits: config.limits.clone(),
-        },
+        })),
         build: Box::new(move || loader::build(&assets, device, &options)),
     })
 }

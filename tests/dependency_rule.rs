@@ -11,6 +11,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("time", 0),
     ("job", 0),
     ("batch", 0),
+    ("picture", 0),
     ("scheduler", 1),
     ("events", 1),
     ("kernels", 2),

@@ -26,7 +26,7 @@ use axum::Router;
 
 use crate::engine::EngineHandle;
 use crate::events::store::EventStore;
-use crate::intake::TextIntake;
+use crate::intake::Intake;
 use crate::time::RealClock;
 
 use auth::ApiKeys;
@@ -111,7 +111,7 @@ pub struct ServedModel {
     /// Its engine.
     pub engine: EngineHandle,
     /// From draft to job.
-    pub intake: TextIntake,
+    pub intake: Intake,
 }
 
 /// What all handlers share.

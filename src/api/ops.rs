@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use super::{AppState, ServedModel};
 use crate::engine::EngineState;
+use crate::intake::Intake;
 
 /// The routes of this file.
 pub(super) fn routes() -> Router<Arc<AppState>> {
@@ -96,7 +97,8 @@ pub struct ModelInfo {
     /// When it was loaded: seconds since the Unix epoch.
     pub created: u64,
     /// Tokens that prompt and answer may have together.
-    pub max_context: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_context: Option<u32>,
     /// Whether it can be given messages.
     pub chat: bool,
 }
@@ -189,10 +191,17 @@ fn model_load(model: &Arc<ServedModel>) -> ModelLoad {
 fn model_info(model: &Arc<ServedModel>) -> ModelInfo {
     ModelInfo {
         name: model.name.clone(),
-        task: "text".to_owned(),
+        task: match model.intake {
+            Intake::Text(_) => "text",
+            Intake::Image(_) => "image",
+        }
+        .to_owned(),
         state: state_name(&model.engine.state()).to_owned(),
         created: model.created,
-        max_context: model.intake.max_context,
-        chat: model.intake.template.is_some(),
+        max_context: model.intake.text().ok().map(|text| text.max_context),
+        chat: model
+            .intake
+            .text()
+            .is_ok_and(|text| text.template.is_some()),
     }
 }

@@ -17,8 +17,8 @@ use super::{AppState, ServedModel};
 use crate::engine::{Permit, Submission};
 use crate::events::EventSink;
 use crate::events::store::{Lookup, SharedLog};
-use crate::intake::{Invalid, TextDraft};
-use crate::job::{Job, RequestId, TextJob};
+use crate::intake::{Draft, Invalid};
+use crate::job::{Job, RequestId};
 use crate::time::Clock;
 
 /// What becomes of a request that nobody reads.
@@ -115,10 +115,12 @@ pub struct Accepted {
 pub async fn submit(
     state: &Arc<AppState>,
     model: &Arc<ServedModel>,
-    mut draft: TextDraft,
+    mut draft: Draft,
     mut options: SubmitOptions,
 ) -> Result<Accepted, ApiError> {
-    draft.tenant.clone_from(&options.caller.0);
+    if let Draft::Text(draft) = &mut draft {
+        draft.tenant.clone_from(&options.caller.0);
+    }
     let claim = match options.idempotency.take() {
         None => None,
         Some(idempotency) => match claim(state, &options.caller, idempotency)? {
@@ -127,8 +129,10 @@ pub async fn submit(
         },
     };
     let accepted_at = state.clock.now();
-    let wanted = draft.n.unwrap_or(1);
-    let logprobs = draft.logprobs.is_some();
+    let (wanted, logprobs) = match &draft {
+        Draft::Text(draft) => (draft.n.unwrap_or(1), draft.logprobs.is_some()),
+        Draft::Image(draft) => (draft.n.unwrap_or(1), false),
+    };
     let (job, permit) = admit(model, draft).await?;
 
     let uuid = Uuid::now_v7();
@@ -140,13 +144,13 @@ pub async fn submit(
         created: unix_seconds(uuid),
         accepted_at,
         // Within the job's rows, which intake has checked.
-        choices: u32::try_from(wanted).unwrap_or(job.rows).min(job.rows),
+        choices: u32::try_from(wanted).unwrap_or(job.rows()).min(job.rows()),
         logprobs,
         openai: options.openai,
         readers: Readers::none_yet(Arc::clone(&state.clock)),
         given_up: AtomicBool::new(false),
     });
-    let job = Arc::new(Job::Text(job));
+    let job = Arc::new(job);
     let log = state.store.open(id);
     let submission = Submission {
         id,
@@ -183,14 +187,16 @@ pub async fn submit(
 
 /// Takes a place, then makes the job. The place goes with the work to the blocking pool, so a
 /// client that leaves meanwhile cannot pile up work there beyond the queue's bound.
-async fn admit(model: &Arc<ServedModel>, draft: TextDraft) -> Result<(TextJob, Permit), ApiError> {
+async fn admit(model: &Arc<ServedModel>, draft: Draft) -> Result<(Job, Permit), ApiError> {
     let rows = model.intake.rows(&draft)?;
     let estimate = model.intake.estimated_prompt_tokens(&draft);
     let mut permit = model.engine.reserve(rows, estimate)?;
     let model = Arc::clone(model);
     on_blocking_pool(move || {
         let job = model.intake.job(draft)?;
-        permit.settle(job.prompt.len() as u64);
+        if let Job::Text(text) = &job {
+            permit.settle(text.prompt.len() as u64);
+        }
         Ok::<_, Invalid>((job, permit))
     })
     .await

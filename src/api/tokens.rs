@@ -71,7 +71,7 @@ pub(super) async fn tokenize(
     let with_texts = fields.boolean("return_token_strs")?.unwrap_or(false);
     fields.finish()?;
     let reply = on_blocking_pool(move || {
-        let intake = &model.intake;
+        let intake = model.intake.text()?;
         let tokens = intake.tokenize(&prompt, add_special)?;
         Ok::<_, Invalid>(TokenizeReply {
             count: tokens.len(),
@@ -111,7 +111,7 @@ pub(super) async fn detokenize(
         .ok_or_else(|| Invalid::new(InvalidKind::Missing, "tokens", "is required"))?;
     fields.finish()?;
     let reply = on_blocking_pool(move || {
-        let intake = &model.intake;
+        let intake = model.intake.text()?;
         let tokens: Vec<u32> = tokens
             .iter()
             .map(|&id| u32::try_from(id).unwrap_or(u32::MAX))
@@ -143,7 +143,7 @@ pub(super) async fn apply_template(
     let chat: ChatPrompt = read_chat(messages, &mut fields)?;
     fields.finish()?;
     let reply = on_blocking_pool(move || {
-        let intake = &model.intake;
+        let intake = model.intake.text()?;
         let prompt = intake.render(&chat)?;
         Ok::<_, Invalid>(PromptReply { prompt })
     });

@@ -21,7 +21,7 @@ pub use self::layers::Origin;
 use crate::api::EdgeConfig;
 use crate::engine::EngineConfig;
 use crate::events::store::Retention;
-use crate::intake::TextLimits;
+use crate::intake::{ImageLimits, TextLimits};
 use crate::kernels::isa::Isa;
 use crate::model::device::DeviceSpec;
 use crate::model::manifest::{Catalogue, ManifestError};
@@ -72,8 +72,10 @@ pub struct ModelConfig {
     pub text: TextOptions,
     /// Its engine's settings.
     pub engine: EngineConfig,
-    /// How far a request may go.
+    /// How far a request for text may go.
     pub limits: TextLimits,
+    /// How far a request for pictures may go.
+    pub image_limits: ImageLimits,
     /// New tokens of a request that does not say, if the configuration does.
     pub default_max_tokens: Option<u32>,
 }

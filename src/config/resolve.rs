@@ -10,7 +10,7 @@ use super::{Config, ConfigError, LogConfig, LogFormat, ModelConfig};
 use crate::api::EdgeConfig;
 use crate::engine::EngineConfig;
 use crate::events::store::Retention;
-use crate::intake::TextLimits;
+use crate::intake::{ImageLimits, TextLimits};
 use crate::kernels::isa::Isa;
 use crate::model::device::FloatType;
 use crate::model::manifest::{Catalogue, is_model_name};
@@ -20,6 +20,8 @@ use crate::model::sources::{
 use crate::model::text::options::TextOptions;
 use crate::scheduler::{Batching, SchedulerConfig};
 
+/// 64 megapixels: beyond what any model here draws, and 200 MB in memory.
+const MAX_IMAGE_PIXELS: u64 = 64 << 20;
 /// One hour and one day, as limits of what people may ask for.
 const HOUR_MS: u64 = 3_600_000;
 const DAY_S: u64 = 86_400;
@@ -263,6 +265,7 @@ fn resolve_model(
             dtype: float_type(values, "dtype")?,
         },
         limits: limits(values, &engine)?,
+        image_limits: image_limits(values, &engine)?,
         engine,
         default_max_tokens: values.optional_number("default_max_tokens", 1..=MAX_TOKENS)?,
         model,
@@ -316,10 +319,7 @@ fn engine(values: &Values) -> Result<EngineConfig, ConfigError> {
 
 /// What one request may ask for: never more rows than the engine could ever hold.
 fn limits(values: &Values, engine: &EngineConfig) -> Result<TextLimits, ConfigError> {
-    let places = engine
-        .scheduler
-        .batch_size
-        .saturating_add(engine.max_queued_requests);
+    let places = places(engine);
     let max_temperature: f32 = values.parsed("max_temperature", TEMPERATURE)?;
     if !(0.0..=100.0).contains(&max_temperature) {
         let text = values.text("max_temperature").unwrap_or_default();
@@ -340,6 +340,28 @@ fn limits(values: &Values, engine: &EngineConfig) -> Result<TextLimits, ConfigEr
         max_new_tokens: values.optional_number("max_new_tokens", 1..=MAX_TOKENS)?,
         max_temperature,
     })
+}
+
+fn image_limits(values: &Values, engine: &EngineConfig) -> Result<ImageLimits, ConfigError> {
+    Ok(ImageLimits {
+        max_images: values
+            .number::<u32>("max_images", 1..=MAX_ROWS)?
+            .min(places(engine)),
+        max_image_pixels: values.number("max_image_pixels", 64 * 64..=MAX_IMAGE_PIXELS)?,
+        max_steps: values.number("max_steps", 1..=1_000)?,
+        max_prompt_bytes: values.number("max_prompt_bytes", 1..=1 << 30)?,
+        max_prompt_chunks: values.number("max_prompt_chunks", 1..=64)?,
+        max_source_pixels: values.number("max_source_pixels", 1..=MAX_IMAGE_PIXELS)?,
+        ..ImageLimits::default()
+    })
+}
+
+/// Rows that the engine could ever hold.
+fn places(engine: &EngineConfig) -> u32 {
+    engine
+        .scheduler
+        .batch_size
+        .saturating_add(engine.max_queued_requests)
 }
 
 const TEMPERATURE: &str = "a number from 0 to 100";

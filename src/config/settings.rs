@@ -189,6 +189,14 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(LIMITS, "max_top_logprobs", "COUNT", "20",
         "Alternatives reported for each token").per_model(),
     one(LIMITS, "max_temperature", "NUMBER", "2", "The highest temperature").per_model(),
+    one(LIMITS, "max_images", "COUNT", "10", "Pictures of one request").per_model(),
+    one(LIMITS, "max_image_pixels", "PIXELS", "1048576",
+        "Width times height of a picture to be drawn").per_model(),
+    one(LIMITS, "max_steps", "COUNT", "150", "Denoising steps").per_model(),
+    one(LIMITS, "max_prompt_chunks", "COUNT", "3",
+        "Windows of 75 tokens that the prompt of a picture may take").per_model(),
+    one(LIMITS, "max_source_pixels", "PIXELS", "16777216",
+        "Size of a picture that a client sends").per_model(),
 
     one(SOURCES, "models_dir", "FOLDER", "",
         "Manifests of more models, and their local files [default: `models` beside the file \

@@ -1,5 +1,6 @@
 //! One request in the engine: what it has said and used, and how its log is written.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::gate::Permit;
@@ -7,7 +8,8 @@ use super::mailbox::Delivery;
 use super::{RequestEnd, Submission};
 use crate::batch::{Emission, FinishReason, Phase, Slot, Usage};
 use crate::events::{EventKind, Failure, FailureKind};
-use crate::job::{Job, RowId};
+use crate::job::{Job, Previews, RowId};
+use crate::picture::Picture;
 use crate::scheduler::Place;
 use crate::time::Time;
 
@@ -31,7 +33,31 @@ struct Choice {
     completion_tokens: u32,
     cumulative_logprob: f64,
     last_token_at: Option<Time>,
+    steps: StepPace,
+    last_preview_at: Option<Time>,
     finished: Option<FinishReason>,
+}
+
+/// How fast a picture's steps follow each other.
+#[derive(Default)]
+struct StepPace {
+    last_at: Option<Time>,
+    /// Mean time between two steps, the older ones fading.
+    interval: Option<Duration>,
+}
+
+impl StepPace {
+    /// Step number `step` is done. How long the rest should take, once that can be told.
+    fn done(&mut self, at: Time, step: u32, steps: u32) -> Option<Duration> {
+        if let Some(last) = self.last_at.replace(at) {
+            let latest = at - last;
+            self.interval = Some(match self.interval {
+                None => latest,
+                Some(mean) => (mean * 3 + latest) / 4,
+            });
+        }
+        Some(self.interval? * steps.saturating_sub(step))
+    }
 }
 
 /// What its log says of its place in the queue.
@@ -49,6 +75,22 @@ const TELL_INTERVAL: Duration = Duration::from_secs(1);
 const ETA_NEWS: Duration = Duration::from_secs(1);
 const ETA_NEWS_SHARE: f64 = 0.2;
 
+/// Previews of one picture are written down at most so often: 20 in a second is what any stream shows.
+const PREVIEW_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Tokens of a job's prompt, padding included: what is computed.
+fn prompt_tokens(job: &Job) -> u32 {
+    match job {
+        Job::Text(text) => text.prompt.len() as u32,
+        Job::Image(image) => image
+            .prompt
+            .iter()
+            .flat_map(|prompt| &prompt.chunks)
+            .map(|chunk| chunk.tokens.len() as u32)
+            .sum(),
+    }
+}
+
 /// Time between tokens, for the observer.
 pub(super) enum TokenGap {
     First(Duration),
@@ -58,10 +100,9 @@ pub(super) enum TokenGap {
 impl Request {
     pub(super) fn new(delivery: Delivery) -> Self {
         let rows = delivery.submission.job.rows();
-        let Job::Text(text) = &*delivery.submission.job;
         Request {
             usage: Usage {
-                prompt_tokens: text.prompt.len() as u32,
+                prompt_tokens: prompt_tokens(&delivery.submission.job),
                 ..Usage::default()
             },
             choices: (0..rows).map(|_| Choice::default()).collect(),
@@ -155,7 +196,58 @@ impl Request {
                 }
                 Vec::new()
             }
+            Emission::Progress { step, steps } => {
+                self.progress(at, row, step, steps);
+                Vec::new()
+            }
+            Emission::Preview { step, picture } => {
+                self.preview(at, row, step, picture);
+                Vec::new()
+            }
+            Emission::Image { picture, seed } => {
+                self.usage.images += 1;
+                let event = EventKind::Image {
+                    choice: row,
+                    picture,
+                    seed,
+                };
+                self.append(at, event);
+                Vec::new()
+            }
         }
+    }
+
+    fn progress(&mut self, at: Time, row: u32, step: u32, steps: u32) {
+        self.usage.denoising_steps += 1;
+        let choice = &mut self.choices[row as usize];
+        let eta = choice.steps.done(at, step, steps);
+        let event = EventKind::Progress {
+            choice: row,
+            step,
+            steps,
+            eta,
+        };
+        self.append(at, event);
+    }
+
+    /// Writes a preview down, unless the last one is so fresh that no reader could be shown both.
+    fn preview(&mut self, at: Time, row: u32, step: u32, picture: Arc<Picture>) {
+        let kept = matches!(&self.submission.job.image().previews, Previews::After(_));
+        let choice = &mut self.choices[row as usize];
+        if !kept {
+            let fresh = |last| at < last + PREVIEW_INTERVAL;
+            if choice.last_preview_at.is_some_and(fresh) {
+                return;
+            }
+            choice.last_preview_at = Some(at);
+        }
+        let event = EventKind::Preview {
+            choice: row,
+            step,
+            picture,
+            kept,
+        };
+        self.append(at, event);
     }
 
     fn count_tokens(&mut self, at: Time, row: u32, tokens: usize) -> Vec<TokenGap> {

@@ -1,6 +1,7 @@
 //! Many events to few: what a reader that comes 20 times a second is told.
 //!
-//! Text is appended for each choice, of `Queued` only the latest is kept, everything else stays.
+//! Text is appended for each choice; of `Queued`, and of each choice's `Progress` and passing previews,
+//! only the latest is kept; everything else stays.
 //!
 //! The numbers keep a promise, on which resuming rests: *whoever has seen everything numbered up to
 //! `s` in the result has seen exactly the events up to `s`*. So a merge takes its last number; and
@@ -24,6 +25,9 @@ pub fn coalesce(events: Vec<Event>) -> Vec<Event> {
     for event in events {
         match event.kind {
             EventKind::Text { .. }
+            | EventKind::Progress { .. }
+            | EventKind::Preview { .. }
+            | EventKind::Image { .. }
             | EventKind::ChoiceFinished { .. }
             | EventKind::PromptLogprobs { .. } => output.push(event),
             EventKind::Queued { .. } if Some(event.seq) != last_queued => {}
@@ -62,7 +66,11 @@ fn merge_output(events: Vec<Event>) -> Vec<Event> {
 /// The choice that an output event is about; `None` for the prompt.
 fn choice_of(event: &Event) -> Option<u32> {
     match event.kind {
-        EventKind::Text { choice, .. } | EventKind::ChoiceFinished { choice, .. } => Some(choice),
+        EventKind::Text { choice, .. }
+        | EventKind::Progress { choice, .. }
+        | EventKind::Preview { choice, .. }
+        | EventKind::Image { choice, .. }
+        | EventKind::ChoiceFinished { choice, .. } => Some(choice),
         _ => None,
     }
 }
@@ -79,8 +87,10 @@ fn crosses(events: &[Event]) -> bool {
     choices.len() > 1 || prompt_comes_late
 }
 
-/// Appends what `event` says to the last of `said` if they are of one kind, or adds it after it.
+/// Appends what `event` says to the last of `said` if they are of one kind, or adds it after it. What it
+/// outdates goes.
 fn push_or_append(said: &mut Vec<Event>, event: Event) {
+    said.retain(|earlier| !outdates(&event.kind, &earlier.kind));
     let Some(last) = said.last_mut() else {
         said.push(event);
         return;
@@ -119,12 +129,29 @@ fn push_or_append(said: &mut Vec<Event>, event: Event) {
     last.at = event.at;
 }
 
+/// Whether nobody needs to hear `earlier` who hears `later`, of the same choice.
+fn outdates(later: &EventKind, earlier: &EventKind) -> bool {
+    match earlier {
+        EventKind::Progress { .. } => matches!(
+            later,
+            EventKind::Progress { .. } | EventKind::Image { .. } | EventKind::ChoiceFinished { .. }
+        ),
+        EventKind::Preview { kept, .. } => {
+            !kept && matches!(later, EventKind::Preview { .. } | EventKind::Image { .. })
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::batch::{FinishReason, Usage};
+    use crate::picture::Picture;
     use crate::time::Time;
 
     fn text(choice: u32, text: &str) -> EventKind {
@@ -182,6 +209,9 @@ mod tests {
                     EventKind::Text { choice, text, .. } => format!("{choice}:{text}"),
                     EventKind::ChoiceFinished { choice, .. } => format!("{choice} ended"),
                     EventKind::PromptLogprobs { .. } => "prompt".into(),
+                    EventKind::Progress { choice, step, .. } => format!("{choice} at {step}"),
+                    EventKind::Preview { choice, step, .. } => format!("{choice} seen at {step}"),
+                    EventKind::Image { choice, .. } => format!("{choice} drawn"),
                     EventKind::Finished { .. } | EventKind::Failed { .. } => "end".into(),
                 };
                 (event.seq, what)
@@ -192,6 +222,53 @@ mod tests {
             .map(|(seq, what)| (*seq, (*what).to_owned()))
             .collect();
         assert_eq!(merged, expected);
+    }
+
+    #[test]
+    fn of_a_pictures_progress_only_the_latest_counts() {
+        let at = |choice, step| EventKind::Progress {
+            choice,
+            step,
+            steps: 9,
+            eta: None,
+        };
+        let seen = |choice, step, kept| EventKind::Preview {
+            choice,
+            step,
+            picture: Arc::new(Picture::new(1, 1, vec![0; 3])),
+            kept,
+        };
+        let drawn = |choice| EventKind::Image {
+            choice,
+            picture: Arc::new(Picture::new(1, 1, vec![0; 3])),
+            seed: 1,
+        };
+        check(
+            vec![at(0, 1), seen(0, 1, false), at(0, 2), seen(0, 2, false)],
+            &[(3, "0 at 2"), (4, "0 seen at 2")],
+        );
+        // What was asked for by number stays; the rest is outdated by the picture itself.
+        check(
+            vec![
+                seen(0, 1, true),
+                at(0, 2),
+                seen(0, 2, true),
+                seen(0, 3, false),
+                drawn(0),
+                ended(0),
+            ],
+            &[
+                (1, "0 seen at 1"),
+                (3, "0 seen at 2"),
+                (5, "0 drawn"),
+                (6, "0 ended"),
+            ],
+        );
+        // Several choices go into one frame.
+        check(
+            vec![at(0, 1), at(1, 1), at(0, 2), drawn(1)],
+            &[(4, "0 at 2"), (4, "1 drawn")],
+        );
     }
 
     #[test]

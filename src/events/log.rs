@@ -153,8 +153,12 @@ fn event_bytes(kind: &EventKind) -> u64 {
     let contents = match kind {
         EventKind::Queued { .. }
         | EventKind::Started
+        | EventKind::Progress { .. }
         | EventKind::ChoiceFinished { .. }
         | EventKind::Finished { .. } => 0,
+        EventKind::Preview { picture, .. } | EventKind::Image { picture, .. } => {
+            picture.rgb().len()
+        }
         EventKind::Text {
             text,
             tokens,

@@ -9,9 +9,11 @@ pub mod log;
 pub mod pacer;
 pub mod store;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::batch::{FinishReason, TokenLogprob, Usage};
+use crate::picture::Picture;
 use crate::time::Time;
 
 /// Where the engine writes a request's events. A shared log in the service, a plain one in tests.
@@ -62,6 +64,37 @@ pub enum EventKind {
     PromptLogprobs {
         /// One entry per prompt token.
         logprobs: Vec<TokenLogprob>,
+    },
+    /// A picture has come this far.
+    Progress {
+        /// Which choice.
+        choice: u32,
+        /// Denoising steps done.
+        step: u32,
+        /// Denoising steps in all.
+        steps: u32,
+        /// Expected time until the picture is there; `None` until it can be told.
+        eta: Option<Duration>,
+    },
+    /// What a picture looks like so far.
+    Preview {
+        /// Which choice.
+        choice: u32,
+        /// After so many steps.
+        step: u32,
+        /// Small: a pixel for each place of the latent.
+        picture: Arc<Picture>,
+        /// Asked for by number, so none may be left out; else only the latest matters.
+        kept: bool,
+    },
+    /// A picture.
+    Image {
+        /// Which choice.
+        choice: u32,
+        /// What was drawn.
+        picture: Arc<Picture>,
+        /// Its own seed.
+        seed: u64,
     },
     /// One choice is complete.
     ChoiceFinished {

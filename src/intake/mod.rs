@@ -1,24 +1,26 @@
-//! Intake: from a draft, as a client wrote it, to a [`TextJob`] that is valid by construction.
+//! Intake: from a draft, as a client wrote it, to a [`Job`] that is valid by construction.
 //!
 //! It fills in the model's defaults, holds every field against its limit, renders the chat
 //! template and tokenizes. Whatever is wrong comes back as an [`Invalid`] that names the field and
-//! the limit. It opens no log and knows no HTTP; a dialect in `api` reads its body into a
-//! [`TextDraft`] (with [`Fields`], which lets no field pass unread) and asks [`TextIntake::job`].
+//! the limit. It opens no log and knows no HTTP; a dialect in `api` reads its body into a [`Draft`] (with
+//! [`Fields`], which lets no field pass unread) and asks the model's [`Intake`].
 
 mod checks;
 mod draft;
 mod fields;
+pub mod image;
 mod limits;
 mod prompt;
 mod salt;
 
 pub use draft::{ChatPrompt, Prompt, TextDraft};
 pub use fields::Fields;
+pub use image::{ImageDefaults, ImageDraft, ImageIntake, ImageLimits};
 pub use limits::{TextDefaults, TextLimits};
 
 use std::sync::Arc;
 
-use crate::job::TextJob;
+use crate::job::{Job, TextJob};
 use crate::model::text::chat_template::ChatTemplate;
 use crate::model::text::tokenizer::TextTokenizer;
 
@@ -78,6 +80,88 @@ impl Invalid {
 }
 
 /// One model's intake: everything needed to judge a request for it. Shared by all requests.
+pub enum Intake {
+    /// A text model's.
+    Text(Box<TextIntake>),
+    /// An image model's.
+    Image(ImageIntake),
+}
+
+/// A request, unchecked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Draft {
+    /// For a text model.
+    Text(TextDraft),
+    /// For an image model.
+    Image(ImageDraft),
+}
+
+impl Intake {
+    /// Rows that the draft asks for, which admission counts before any work is done for it.
+    ///
+    /// # Errors
+    /// A number of rows beyond its limit, or a draft for a model of another kind.
+    pub fn rows(&self, draft: &Draft) -> Result<u32, Invalid> {
+        match (self, draft) {
+            (Intake::Text(intake), Draft::Text(draft)) => intake.rows(draft),
+            (Intake::Image(intake), Draft::Image(draft)) => intake.rows(draft),
+            (intake, _) => Err(intake.wrong_kind()),
+        }
+    }
+
+    /// About how many tokens the prompt has, judged by its size alone.
+    pub fn estimated_prompt_tokens(&self, draft: &Draft) -> u64 {
+        match (self, draft) {
+            (Intake::Text(intake), Draft::Text(draft)) => intake.estimated_prompt_tokens(draft),
+            // Windows of fixed length, and few: nothing that a queue has to be guarded against.
+            _ => 1,
+        }
+    }
+
+    /// Turns a draft into a job. Takes time, so call it on the blocking pool.
+    ///
+    /// # Errors
+    /// The first fault found, with its field and limit.
+    pub fn job(&self, draft: Draft) -> Result<Job, Invalid> {
+        match (self, draft) {
+            (Intake::Text(intake), Draft::Text(draft)) => intake.job(draft).map(Job::Text),
+            (Intake::Image(intake), Draft::Image(draft)) => intake.job(draft).map(Job::Image),
+            (intake, _) => Err(intake.wrong_kind()),
+        }
+    }
+
+    /// The intake of a text model.
+    ///
+    /// # Errors
+    /// The model draws pictures.
+    pub fn text(&self) -> Result<&TextIntake, Invalid> {
+        match self {
+            Intake::Text(intake) => Ok(intake),
+            Intake::Image(_) => Err(self.wrong_kind()),
+        }
+    }
+
+    /// The intake of an image model.
+    ///
+    /// # Errors
+    /// The model continues texts.
+    pub fn image(&self) -> Result<&ImageIntake, Invalid> {
+        match self {
+            Intake::Image(intake) => Ok(intake),
+            Intake::Text(_) => Err(self.wrong_kind()),
+        }
+    }
+
+    fn wrong_kind(&self) -> Invalid {
+        let what = match self {
+            Intake::Text(_) => "names a model that continues texts and draws no pictures",
+            Intake::Image(_) => "names a model that draws pictures and continues no texts",
+        };
+        Invalid::new(InvalidKind::Value, "model", what)
+    }
+}
+
+/// One text model's intake.
 pub struct TextIntake {
     /// The model's tokenizer.
     pub tokenizer: Arc<TextTokenizer>,

@@ -1,13 +1,13 @@
 //! What a pass costs in seconds: a linear model, fitted to the passes just run.
 //!
-//! A pass takes so much by itself, so much for each iterating row, for each unit of `Begin` work,
+//! A pass takes so much by itself, so much for each unit of iterating rows, for each unit of `Begin` work,
 //! and for each earlier position that a unit attends to. Least squares with exponential forgetting
 //! finds the four prices. Passes with and without `Begin` work are forgotten separately, so that a
 //! thousand decode steps do not wipe out what a prompt costs.
 
 use std::time::Duration;
 
-/// Prices fitted: pass, iterating row, unit of `Begin` work, thousand attended positions.
+/// Prices fitted: pass, unit of iterating rows, unit of `Begin` work, thousand attended positions.
 const TERMS: usize = 4;
 const WORK: usize = 2;
 const ATTENDED: usize = 3;
@@ -28,16 +28,17 @@ const MAX_BEGIN_WORK: u32 = 8_192;
 /// What a pass does, in the terms that its time depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Load {
-    pub(crate) iterate_rows: u32,
+    /// Units of rows that iterate or finish.
+    pub(crate) iterate_work: u32,
     pub(crate) begin_work: u32,
     /// Sum over all computed positions of the positions before them.
     pub(crate) attended: f64,
 }
 
 impl Load {
-    /// One more row that iterates, at `position`.
-    pub(crate) fn iterate(&mut self, position: u32) {
-        self.iterate_rows += 1;
+    /// One more row that iterates with `work` units, at `position`.
+    pub(crate) fn iterate(&mut self, work: u32, position: u32) {
+        self.iterate_work += work;
         self.attended += f64::from(position);
     }
 
@@ -51,7 +52,7 @@ impl Load {
     fn terms(&self) -> [f64; TERMS] {
         [
             1.0,
-            f64::from(self.iterate_rows),
+            f64::from(self.iterate_work),
             f64::from(self.begin_work),
             self.attended / 1000.0,
         ]
@@ -125,6 +126,17 @@ impl CostModel {
         let mut load = Load::default();
         load.begin(work, position);
         self.seconds(&load) - self.prices[0]
+    }
+
+    /// Seconds that a row's `Finish` takes, in a pass of its own.
+    pub(crate) fn finish_seconds(&self, work: u32) -> f64 {
+        match work {
+            0 => 0.0,
+            work => self.seconds(&Load {
+                iterate_work: work,
+                ..Load::default()
+            }),
+        }
     }
 
     /// How much `Begin` work from `position` on fits into `seconds`.
@@ -230,7 +242,7 @@ mod tests {
     fn load(iterate_rows: u32, begin_work: u32, position: u32) -> Load {
         let mut load = Load::default();
         for _ in 0..iterate_rows {
-            load.iterate(position);
+            load.iterate(1, position);
         }
         if begin_work > 0 {
             load.begin(begin_work, position);

@@ -3,8 +3,8 @@
 //! One sweep answers for the whole queue in `O(n log slots)`, and a newcomer is added to the end of
 //! it in `O(log slots)`: telling everybody their place costs no more than that, however many wait.
 //!
-//! Time in the sweep is counted in iterations of a full batch. Prefill comes on top: it holds up
-//! everybody, whoever's it is.
+//! Time in the sweep is counted in iterations of a full batch. Prefill, and an image's decoding, come on
+//! top: they hold up everybody, whoever's they are.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,7 +16,8 @@ use crate::time::Time;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RowForecast {
     pub(crate) iterations: f64,
-    pub(crate) begin_seconds: f64,
+    /// Its `Begin` and `Finish` work.
+    pub(crate) solo_seconds: f64,
     pub(crate) memory_units: u32,
 }
 
@@ -44,7 +45,7 @@ pub(crate) struct Forecast {
     /// Where the sweep stands: iterations, and seconds from its beginning.
     iteration: u64,
     seconds: Option<f64>,
-    begin_seconds: f64,
+    solo_seconds: f64,
 }
 
 impl Forecast {
@@ -56,7 +57,7 @@ impl Forecast {
             last_end: 0,
             iteration: 0,
             seconds: Some(0.0),
-            begin_seconds: 0.0,
+            solo_seconds: 0.0,
         };
         for row in running {
             forecast.occupy(row);
@@ -101,7 +102,7 @@ impl Forecast {
         let end = self.iteration + row.iterations.ceil() as u64;
         self.ends.push(Reverse((end, row.memory_units)));
         self.last_end = self.last_end.max(end);
-        self.begin_seconds += row.begin_seconds;
+        self.solo_seconds += row.solo_seconds;
     }
 
     /// Goes on to the next time that slots are free: one slot, or with `dynamic` all of them.
@@ -119,7 +120,7 @@ impl Forecast {
 
     fn seconds_at(&self, iteration: u64) -> Option<f64> {
         let iterating = self.outlook.step_seconds? * iteration as f64;
-        Some(iterating + self.begin_seconds)
+        Some(iterating + self.solo_seconds)
     }
 
     fn time(&self, seconds: Option<f64>) -> Option<Time> {
@@ -135,7 +136,7 @@ mod tests {
     fn row(iterations: f64) -> RowForecast {
         RowForecast {
             iterations,
-            begin_seconds: 0.0,
+            solo_seconds: 0.0,
             memory_units: 1,
         }
     }
@@ -192,7 +193,7 @@ mod tests {
     fn prefill_and_memory_count() {
         let mut forecast = Forecast::new(outlook(0, false), [row(10.0)].into_iter());
         let large = RowForecast {
-            begin_seconds: 2.0,
+            solo_seconds: 2.0,
             memory_units: 101,
             ..row(1.0)
         };

@@ -100,6 +100,8 @@ pub struct Scheduler {
     forecast: Option<Forecast>,
     pass: Option<Pass>,
     step: u64,
+    /// Number of the last step that finished rows; 0 for none.
+    last_finish_step: u64,
     next_ticket: u64,
 }
 
@@ -119,6 +121,7 @@ impl Scheduler {
             forecast: None,
             pass: None,
             step: 0,
+            last_finish_step: 0,
             next_ticket: 0,
         }
     }
@@ -164,6 +167,7 @@ impl Scheduler {
             key: entry.key,
             cost: RowCost {
                 begin_work: entry.cost.begin_work.max(1),
+                iterate_work: entry.cost.iterate_work.max(1),
                 ..entry.cost
             },
             since: now,
@@ -239,6 +243,9 @@ impl Scheduler {
             self.costs.learn(&pass.load, now - pass.started);
         }
         for planned in ran {
+            if planned.phase == Phase::Finish {
+                self.last_finish_step = self.step;
+            }
             if let Some(row) = &mut self.running[planned.slot.index()] {
                 row.advance(planned);
                 row.last_step = self.step;
@@ -323,25 +330,27 @@ impl Scheduler {
     }
 
     /// Iterating rows of the group whose turn it is all take part; `Begin` work, first admitted
-    /// first, fills the time that they leave.
+    /// first, fills the time that they leave. Of rows that finish, one does: the others' next step
+    /// waits for it.
     fn plan_pass(&self) -> Vec<PlannedRow> {
         let rows = self.running_rows_with_slot().map(|(_, row)| row);
-        let Some(key) = policy::next_group(rows) else {
+        let Some(key) = policy::next_group(rows, self.last_finish_step) else {
             return Vec::new();
         };
-        let (beginners, others): (Vec<_>, Vec<_>) = self
-            .running_rows_with_slot()
-            .filter(|(_, row)| row.key == key)
-            .partition(|(_, row)| row.phase == Phase::Begin);
-        let mut planned: Vec<PlannedRow> = others
-            .into_iter()
-            .map(|(slot, row)| PlannedRow {
-                slot,
-                phase: row.phase,
-                work: 1,
-            })
-            .collect();
-        self.plan_begin_work(beginners, &mut planned);
+        let group = || {
+            self.running_rows_with_slot()
+                .filter(move |(_, row)| row.key == key)
+        };
+        let plan = |(slot, row): (Slot, &Running)| PlannedRow {
+            slot,
+            phase: row.phase,
+            work: row.work(),
+        };
+        let of_phase = |phase| group().filter(move |(_, row)| row.phase == phase);
+        let mut planned: Vec<PlannedRow> = of_phase(Phase::Iterate).map(plan).collect();
+        let finisher = of_phase(Phase::Finish).min_by_key(|(_, row)| row.ticket);
+        planned.extend(finisher.map(plan));
+        self.plan_begin_work(of_phase(Phase::Begin).collect(), &mut planned);
         planned
     }
 
@@ -351,7 +360,7 @@ impl Scheduler {
         let mut seconds = policy::begin_seconds(
             self.config.step_budget,
             self.costs.seconds(&load),
-            load.iterate_rows == 0,
+            load.iterate_work == 0,
         );
         let mut limit = self.costs.begin_work_limit();
         // However slow the machine, each pass moves on by at least one unit.
@@ -381,7 +390,7 @@ impl Scheduler {
             };
             match planned.phase {
                 Phase::Begin => load.begin(planned.work, row.begin_done),
-                Phase::Iterate | Phase::Finish => load.iterate(row.position()),
+                Phase::Iterate | Phase::Finish => load.iterate(planned.work, row.position()),
             }
         }
         load

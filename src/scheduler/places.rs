@@ -63,7 +63,8 @@ impl Scheduler {
             iterations: self
                 .costs
                 .expected_iterations(row.iterations, row.cost.max_iterations),
-            begin_seconds: self.costs.begin_seconds(row.begin_left(), row.begin_done),
+            solo_seconds: self.costs.begin_seconds(row.begin_left(), row.begin_done)
+                + self.costs.finish_seconds(row.cost.finish_work),
             memory_units: row.cost.memory_units,
         });
         Forecast::new(outlook, running)
@@ -82,11 +83,24 @@ impl Scheduler {
             .sum();
         let rows = f64::from(wanted.max(1));
         let load = Load {
-            iterate_rows: wanted.max(1),
+            iterate_work: (f64::from(wanted.max(1)) * self.mean_work()) as u32,
             begin_work: 0,
             attended: positions / f64::from(running.max(1)) * rows,
         };
         Some(self.costs.seconds(&load))
+    }
+
+    /// Units of an iteration of a running row.
+    fn mean_work(&self) -> f64 {
+        let rows = self.running_rows();
+        let units: f64 = self
+            .running_rows_with_slot()
+            .map(|(_, row)| f64::from(row.cost.iterate_work))
+            .sum();
+        match rows {
+            0 => 1.0,
+            rows => units / f64::from(rows),
+        }
     }
 
     /// How long an idle engine will still wait for its batch to fill.
@@ -109,7 +123,8 @@ pub(super) fn push_rows(
 ) -> Option<Time> {
     let row = RowForecast {
         iterations: costs.expected_iterations(0, waiting.cost.max_iterations),
-        begin_seconds: costs.begin_seconds(waiting.cost.begin_work, 0),
+        solo_seconds: costs.begin_seconds(waiting.cost.begin_work, 0)
+            + costs.finish_seconds(waiting.cost.finish_work),
         memory_units: waiting.cost.memory_units,
     };
     let first = forecast.push(row);

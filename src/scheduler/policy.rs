@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::batch::{BatchKey, Capacity};
+use crate::batch::{BatchKey, Capacity, Phase};
 use crate::time::Time;
 
 use super::queue::WaitingQueue;
@@ -72,11 +72,20 @@ pub(crate) fn release_time(
 
 /// The group that has gone without a step for longest; the earliest admitted wins a tie. Each group
 /// has its turn, whatever its size, and whether or not all its rows find room in each of its passes.
-pub(crate) fn next_group<'a>(running: impl Iterator<Item = &'a Running>) -> Option<BatchKey> {
+///
+/// All that finish count as one group here: rows that have finished are gone and can't tell of their
+/// turn, so that a burst of endings would hold up everybody else's next step.
+pub(crate) fn next_group<'a>(
+    running: impl Iterator<Item = &'a Running>,
+    last_finish_step: u64,
+) -> Option<BatchKey> {
     let mut groups: BTreeMap<BatchKey, (u64, u64)> = BTreeMap::new();
     for row in running {
         let (last_step, ticket) = groups.entry(row.key).or_insert((0, u64::MAX));
         *last_step = row.last_step.max(*last_step);
+        if row.phase == Phase::Finish {
+            *last_step = last_finish_step.max(*last_step);
+        }
         *ticket = row.ticket.min(*ticket);
     }
     let (key, _) = groups.into_iter().min_by_key(|(_, turn)| *turn)?;

@@ -174,6 +174,8 @@ mod tests {
             rows,
             key: BatchKey(key),
             cost: RowCost {
+                iterate_work: 1,
+                finish_work: 0,
                 begin_work: 1,
                 max_iterations: 1,
                 memory_units: 10,

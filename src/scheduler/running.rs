@@ -30,13 +30,25 @@ impl Running {
         self.begin_done + self.iterations
     }
 
+    /// Units of work of its next pass, unless it is in `Begin`.
+    pub(crate) fn work(&self) -> u32 {
+        match self.phase {
+            Phase::Begin | Phase::Iterate => self.cost.iterate_work,
+            Phase::Finish => self.cost.finish_work.max(1),
+        }
+    }
+
     /// Counts what a pass did for the row and moves it to its next phase.
     pub(crate) fn advance(&mut self, planned: &PlannedRow) {
         match planned.phase {
             Phase::Begin => {
                 self.begin_done += planned.work;
                 if self.begin_done >= self.cost.begin_work {
-                    self.phase = Phase::Iterate;
+                    self.phase = match self.cost.max_iterations {
+                        // A text that is only scored says so by ending.
+                        0 if self.cost.finish_work > 0 => Phase::Finish,
+                        _ => Phase::Iterate,
+                    };
                 }
             }
             Phase::Iterate => {

@@ -38,7 +38,7 @@ async fn operators_can_see_how_it_is() {
     let models = service.client.models().await.unwrap().models;
     assert_eq!(
         (models[0].name.as_str(), models[0].max_context),
-        ("scripted", 8_192)
+        ("scripted", Some(8_192))
     );
     let load = service.client.load().await.unwrap();
     assert_eq!(load.models[0].slots, 16);

@@ -12,7 +12,7 @@ use girandole::api::{AppState, EdgeConfig, EdgeMetrics, ServedModel};
 use girandole::client::{Client, ClientError, StreamEvent};
 use girandole::engine::{EngineConfig, Observer, spawn};
 use girandole::events::store::{EventStore, Retention};
-use girandole::intake::{TextDefaults, TextIntake, TextLimits};
+use girandole::intake::{Intake, TextDefaults, TextIntake, TextLimits};
 use girandole::model::Model;
 use girandole::model::scripted::{Script, ScriptedModel, sleep};
 use girandole::model::text::chat_template::ChatTemplate;
@@ -135,7 +135,7 @@ impl Service {
             name: "scripted".into(),
             created: 1_700_000_000,
             engine,
-            intake: TextIntake {
+            intake: Intake::Text(Box::new(TextIntake {
                 tokenizer: Arc::new(TextTokenizer::bytes(300)),
                 template: Some(
                     ChatTemplate::new(
@@ -148,7 +148,7 @@ impl Service {
                 max_context,
                 defaults: TextDefaults::default(),
                 limits: TextLimits::default(),
-            },
+            })),
         };
         let store = EventStore::new(setup.retention, Arc::clone(&clock) as Arc<dyn Clock>);
         let state = AppState::new(

@@ -57,7 +57,7 @@ pub(crate) fn check_company(model: &mut dyn Model, plain: &mut dyn Model, seed: 
     let together = run(model, &guests, shuffle);
     let mut ended = 0;
     for (guest, together) in guests.iter().zip(&together) {
-        let girandole::job::Job::Text(job) = &*guest.job;
+        let job = guest.job.text();
         let alone = alone(plain, job.clone());
         match together.end {
             Some(_) => {

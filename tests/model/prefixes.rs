@@ -152,7 +152,7 @@ fn check_hits(caching: Box<dyn Model>, mut plain: Box<dyn Model>, seed: u64) {
     assert!(caching.found > 0, "some found something in company");
     let in_company = caching.found;
     for (guest, together) in guests.iter().zip(&together) {
-        let Job::Text(job) = &*guest.job;
+        let job = guest.job.text();
         let expected = alone(&mut *plain, job.clone());
         assert!(expected.end.is_some());
         assert_eq!(*together, expected);

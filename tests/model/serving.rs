@@ -162,6 +162,7 @@ fn listen(said: &mut Said, emission: &Emission) {
             }
         }
         Emission::PromptLogprobs(list) => said.prompt.extend(list.iter().map(Into::into)),
+        drawn => panic!("a text model said {drawn:?}"),
     }
 }
 

@@ -165,7 +165,7 @@ fn eight_prompts_together_say_what_each_says_alone() {
         .collect();
     let together = run(&mut *model, &guests, |_| {});
     for (guest, together) in guests.iter().zip(together) {
-        let girandole::job::Job::Text(job) = &*guest.job;
+        let job = guest.job.text();
         assert_eq!(together, alone(&mut *plain, job.clone()));
     }
 }

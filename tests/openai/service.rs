@@ -8,7 +8,7 @@ use girandole::api::serve::serve;
 use girandole::api::{AppState, EdgeConfig, EdgeMetrics, ServedModel};
 use girandole::engine::{EngineConfig, EngineState, Observer, spawn};
 use girandole::events::store::{EventStore, Retention};
-use girandole::intake::{TextDefaults, TextIntake, TextLimits};
+use girandole::intake::{Intake, TextDefaults, TextIntake, TextLimits};
 use girandole::model::Model;
 use girandole::model::scripted::{Script, ScriptedModel, sleep};
 use girandole::model::text::chat_template::ChatTemplate;
@@ -97,13 +97,13 @@ impl Service {
             || Ok(Box::new(ScriptedModel::new(script, sleep())?) as Box<dyn Model>),
         );
         assert_eq!(engine.until_started().await, EngineState::Ready);
-        let intake = TextIntake {
+        let intake = Intake::Text(Box::new(TextIntake {
             tokenizer: Arc::new(TextTokenizer::bytes(257)),
             template: Some(ChatTemplate::new(TEMPLATE, "", "").expect("the template is sound")),
             max_context: CONTEXT_TOKENS,
             defaults: TextDefaults::default(),
             limits: limits(),
-        };
+        }));
         let model = ServedModel {
             name: "model/one".to_owned(),
             created: 1_700_000_000,

@@ -138,11 +138,10 @@ fn plan_traffic(random: &mut Random, world: &World) {
 /// What a request's log must say in the end.
 fn check_end(world: &World, script: &Script, sent: &Sent) {
     let alone = world.alone(script, &sent.job);
-    let poisoned = String::from_utf8(match &*sent.job {
-        girandole::job::Job::Text(text) => text.prompt.iter().map(|&id| id as u8).collect(),
-    })
-    .unwrap()
-    .contains("poison");
+    let prompt = &sent.job.text().prompt;
+    let poisoned = String::from_utf8(prompt.iter().map(|&id| id as u8).collect())
+        .unwrap()
+        .contains("poison");
     for (row, alone) in (0..).zip(&alone) {
         let said = sent.log.text(row);
         match sent.log.reason(row) {

@@ -330,7 +330,7 @@ fn text_alone(model: &mut ScriptedModel, job: &Arc<Job>, choice: u32) -> String 
 }
 
 fn prompt_of(job: &Job) -> &[u32] {
-    let Job::Text(text) = job;
+    let text = job.text();
     &text.prompt
 }
 

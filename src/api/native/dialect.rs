@@ -61,6 +61,9 @@ impl NativeDialect {
                 frame(id, "failed", &data)
             }
             EventKind::Text { .. }
+            | EventKind::Progress { .. }
+            | EventKind::Preview { .. }
+            | EventKind::Image { .. }
             | EventKind::ChoiceFinished { .. }
             | EventKind::PromptLogprobs { .. } => self.output_frame(id, group),
         }

@@ -57,6 +57,9 @@ impl Gathered {
             }
             EventKind::Queued { .. }
             | EventKind::Started
+            | EventKind::Progress { .. }
+            | EventKind::Preview { .. }
+            | EventKind::Image { .. }
             | EventKind::Finished { .. }
             | EventKind::Failed { .. } => {}
         }

@@ -27,7 +27,7 @@ use super::requests::Request;
 use super::submit::{Idempotency, OnDisconnect, SubmitOptions, find, submit};
 use super::{AppState, openai, sse};
 use crate::events::store::SharedLog;
-use crate::intake::Prompt;
+use crate::intake::{Draft, Prompt};
 use crate::job::RequestId;
 
 use dialect::NativeDialect;
@@ -80,7 +80,7 @@ pub(super) async fn create(
         dialect: "native",
     };
     let given_as_tokens = matches!(submission.draft.prompt, Prompt::Tokens(_));
-    let accepted = submit(&state, model, submission.draft, options)
+    let accepted = submit(&state, model, Draft::Text(submission.draft), options)
         .await
         .map_err(|error| match given_as_tokens {
             true => naming_tokens(error),

@@ -57,7 +57,11 @@ fn apply(status: &mut Status, event: &Event, accepted_at: Time) {
         EventKind::Text { .. } => {
             status.timings.first_token_ms = status.timings.first_token_ms.or(since);
         }
-        EventKind::PromptLogprobs { .. } | EventKind::ChoiceFinished { .. } => {}
+        EventKind::PromptLogprobs { .. }
+        | EventKind::Progress { .. }
+        | EventKind::Preview { .. }
+        | EventKind::Image { .. }
+        | EventKind::ChoiceFinished { .. } => {}
         EventKind::Finished { usage } => {
             status.state = State::Finished;
             status.queue = None;

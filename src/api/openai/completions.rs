@@ -45,7 +45,7 @@ pub(super) async fn create(
 ) -> Result<Response, OpenAiError> {
     let (model, fields) = request::parse(&body)?;
     let model = Arc::clone(state.model(Some(&model))?);
-    let max_prompts = model.intake.limits.max_prompts as usize;
+    let max_prompts = model.intake.text()?.limits.max_prompts as usize;
     let call = read(fields, state.config.max_deadline, max_prompts)?;
     let client = Client::new(caller, &headers, Endpoint::Completions, &body)?;
     respond(&state, &model, Endpoint::Completions, call, client).await

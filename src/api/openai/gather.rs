@@ -54,7 +54,12 @@ impl<'a> Gathered<'a> {
             self.last_seq = self.last_seq.max(event.seq);
         }
         match &event.kind {
-            EventKind::Queued { .. } | EventKind::Started => {}
+            // Text models draw nothing.
+            EventKind::Queued { .. }
+            | EventKind::Started
+            | EventKind::Progress { .. }
+            | EventKind::Preview { .. }
+            | EventKind::Image { .. } => {}
             EventKind::Text {
                 choice,
                 text,

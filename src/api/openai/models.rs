@@ -15,7 +15,7 @@ fn body(model: &ServedModel) -> ModelBody {
         object: "model",
         created: model.created,
         owned_by: "girandole",
-        max_model_len: model.intake.max_context,
+        max_model_len: model.intake.text().ok().map(|text| text.max_context),
     }
 }
 

@@ -287,6 +287,7 @@ mod tests {
             prompt_tokens,
             cached_tokens: 1,
             completion_tokens,
+            ..Usage::default()
         }
     }
 

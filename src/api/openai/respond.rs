@@ -19,7 +19,7 @@ use crate::api::{AppState, ServedModel, sse};
 use crate::batch::FinishReason;
 use crate::events::Event;
 use crate::events::store::SharedLog;
-use crate::intake::{Invalid, Prompt, TextDraft, TextIntake};
+use crate::intake::{Draft, Invalid, Prompt, TextDraft, TextIntake};
 use crate::job::RequestId;
 
 /// Who calls, and how to know a call again.
@@ -119,7 +119,7 @@ fn check_places(model: &ServedModel, drafts: &[TextDraft]) -> Result<(), Invalid
     let places = model.engine.max_rows();
     let mut rows = 0;
     for draft in drafts {
-        rows += u64::from(model.intake.rows(draft)?);
+        rows += u64::from(model.intake.text()?.rows(draft)?);
     }
     if rows > u64::from(places) {
         return Err(Invalid::value(
@@ -154,14 +154,14 @@ async fn submit_one(
         echo,
     };
     let options = client.options(state, call, index, shape);
-    submit(state, model, draft, options).await
+    submit(state, model, Draft::Text(draft), options).await
 }
 
 /// The prompt as it will be shown. Token ids are decoded, on the blocking pool.
 async fn echo(model: &Arc<ServedModel>, draft: &TextDraft) -> Result<Echo, ApiError> {
     let model = Arc::clone(model);
     let draft = draft.clone();
-    on_blocking_pool(move || echo_of(&model.intake, &draft)).await
+    on_blocking_pool(move || echo_of(model.intake.text()?, &draft)).await
 }
 
 fn echo_of(intake: &TextIntake, draft: &TextDraft) -> Result<Echo, Invalid> {

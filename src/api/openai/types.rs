@@ -119,5 +119,6 @@ pub(super) struct ModelBody {
     pub(super) created: u64,
     pub(super) owned_by: &'static str,
     /// Tokens of a prompt and its answer together.
-    pub(super) max_model_len: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_model_len: Option<u32>,
 }

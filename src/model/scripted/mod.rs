@@ -31,6 +31,10 @@
 //! at_least = 10            # a row ends by itself after so many tokens, or more, ...
 //! at_most = 200            # ... up to this; without, at max_tokens ("echo": when all is said)
 //!
+//! [image]                  # with this table, which may be empty, it draws pictures instead
+//! iterate_work = 1         # units of a row without guidance in a denoising step; with, twice as many
+//! finish_work = 3          # units of a picture's decoding, in a pass of its own
+//!
 //! [[fault]]                # as many as wanted; each has one of the keys below
 //! prompt_contains = "X"    # only rows whose prompt contains this; steps are then counted in
 //!                          # passes of that row, otherwise in passes of the model; from 1
@@ -41,6 +45,7 @@
 //! stall_at_step = { step = 5, millis = 2000 }
 //! ```
 
+mod image;
 mod script;
 
 use std::collections::hash_map::DefaultHasher;
@@ -57,8 +62,11 @@ use crate::batch::{
 };
 use crate::job::{Job, TextJob};
 
+pub use image::{SIZE_FACTOR, ScriptedFrontend, ScriptedImageModel};
 use script::load_error;
-pub use script::{CostScript, FaultScript, ModelScript, OutputKind, OutputScript, Script, Stall};
+pub use script::{
+    CostScript, FaultScript, ImageScript, ModelScript, OutputKind, OutputScript, Script, Stall,
+};
 
 /// Tokens in one memory unit, as in the paged cache of the real text models.
 const BLOCK_TOKENS: u32 = 32;
@@ -205,14 +213,16 @@ impl Model for ScriptedModel {
     }
 
     fn key(&self, job: &Job) -> BatchKey {
-        let Job::Text(text) = job;
+        let text = job.text();
         BatchKey(fingerprint(&text.prompt) % self.script.model.keys)
     }
 
     fn cost(&self, job: &Job) -> RowCost {
-        let Job::Text(text) = job;
+        let text = job.text();
         let prompt = text.prompt.len() as u32;
         RowCost {
+            iterate_work: 1,
+            finish_work: 0,
             begin_work: prompt.max(1),
             max_iterations: text.max_tokens,
             memory_units: prompt
@@ -227,7 +237,7 @@ impl Model for ScriptedModel {
         if place.is_some() {
             return Err(ModelError::Device(format!("{slot:?} is taken")));
         }
-        let Job::Text(text) = &**job;
+        let text = job.text();
         let cached = (self.script.model.cached_prompt_tokens as usize)
             .min(text.prompt.len().saturating_sub(1));
         let fingerprint = fingerprint(&(&text.prompt, text.sampling.seed, choice));
@@ -275,8 +285,7 @@ impl Model for ScriptedModel {
 
 impl Row {
     fn text_job(&self) -> &TextJob {
-        let Job::Text(text) = &*self.job;
-        text
+        self.job.text()
     }
 
     fn prompt(&self) -> &[u32] {

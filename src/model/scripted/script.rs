@@ -16,6 +16,8 @@ pub struct Script {
     pub cost: CostScript,
     /// What it says.
     pub output: OutputScript,
+    /// It draws pictures.
+    pub image: Option<ImageScript>,
     /// How it fails.
     #[serde(rename = "fault")]
     pub faults: Vec<FaultScript>,
@@ -48,6 +50,25 @@ impl Default for ModelScript {
             cached_prompt_tokens: 0,
             keys: 1,
             fail_load: None,
+        }
+    }
+}
+
+/// The script's `[image]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageScript {
+    /// Units of a row without guidance in a denoising step.
+    pub iterate_work: u32,
+    /// Units of a picture's decoding.
+    pub finish_work: u32,
+}
+
+impl Default for ImageScript {
+    fn default() -> Self {
+        ImageScript {
+            iterate_work: 1,
+            finish_work: 3,
         }
     }
 }
@@ -171,6 +192,11 @@ impl Script {
                     "output.at_least must not be above output.at_most",
                 ));
             }
+        }
+        if self.image.is_some() && !self.faults.is_empty() {
+            return Err(load_error(
+                "faults are planted in texts only, not with [image]",
+            ));
         }
         for fault in &self.faults {
             let kinds = [

@@ -289,8 +289,10 @@ impl Model for TextModel {
     }
 
     fn cost(&self, job: &Job) -> RowCost {
-        let Job::Text(job) = job;
+        let job = job.text();
         RowCost {
+            iterate_work: 1,
+            finish_work: 0,
             begin_work: job.prompt.len().max(1) as u32,
             max_iterations: job.max_tokens,
             memory_units: blocks_for(self.positions(job)) as u32,
@@ -298,7 +300,7 @@ impl Model for TextModel {
     }
 
     fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
-        let Job::Text(job) = &**job;
+        let job = job.text();
         self.check(slot, job)?;
         let chain = self
             .reserve(slot, job)

@@ -70,6 +70,7 @@ fn finished() -> EventKind {
             prompt_tokens: 5,
             cached_tokens: 2,
             completion_tokens: 3,
+            ..Usage::default()
         },
     }
 }

@@ -1,0 +1,463 @@
+//! From an image request, as its client wrote it, to an [`ImageJob`].
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Invalid, InvalidKind};
+use crate::job::{ImageJob, Previews, PromptTokens, SourceImage};
+use crate::model::image_frontend::ImageFrontend;
+use crate::picture::{Mask, Picture};
+
+/// An image request, unchecked. `None` leaves a field to the model's defaults.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageDraft {
+    /// What to draw.
+    pub prompt: String,
+    /// What not to draw.
+    pub negative_prompt: Option<String>,
+    /// In pixels.
+    pub width: Option<u64>,
+    /// In pixels.
+    pub height: Option<u64>,
+    /// Pictures wanted.
+    pub n: Option<u64>,
+    /// Steps of the whole schedule.
+    pub steps: Option<u64>,
+    /// 1 or less switches guidance off.
+    pub guidance_scale: Option<f64>,
+    /// The noise schedule, by any of its names.
+    pub schedule: Option<String>,
+    /// Space the noise levels as in Karras et al.; absent: as the schedule's name says.
+    pub karras: Option<bool>,
+    /// The share of fresh noise in DDIM's steps.
+    pub eta: Option<f64>,
+    /// Keys the random numbers; absent draws a fresh one.
+    pub seed: Option<u64>,
+    /// Begin from this picture. It is brought to the size that is drawn.
+    pub source: Option<Arc<Picture>>,
+    /// Draw anew only here.
+    pub mask: Option<Arc<Mask>>,
+    /// How much of the schedule is run on `source`.
+    pub strength: Option<f64>,
+    /// What is shown meanwhile.
+    pub previews: PreviewDraft,
+    /// What the client calls the fields above that have different names in different dialects.
+    pub names: FieldNames,
+}
+
+/// What is shown while a picture is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PreviewDraft {
+    /// Nothing.
+    #[default]
+    None,
+    /// The latest state, as often as the stream can show it.
+    Latest,
+    /// So many states, evenly spaced, none left out.
+    Count(u32),
+}
+
+/// Names of fields in a dialect, for errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FieldNames {
+    /// [`ImageDraft::width`].
+    pub width: &'static str,
+    /// [`ImageDraft::height`].
+    pub height: &'static str,
+    /// [`ImageDraft::n`].
+    pub n: &'static str,
+    /// [`ImageDraft::steps`].
+    pub steps: &'static str,
+    /// [`ImageDraft::guidance_scale`].
+    pub guidance_scale: &'static str,
+    /// [`ImageDraft::schedule`].
+    pub schedule: &'static str,
+    /// [`ImageDraft::strength`].
+    pub strength: &'static str,
+    /// [`ImageDraft::source`].
+    pub source: &'static str,
+    /// [`ImageDraft::mask`].
+    pub mask: &'static str,
+}
+
+impl Default for FieldNames {
+    /// Our own API's.
+    fn default() -> Self {
+        FieldNames {
+            width: "width",
+            height: "height",
+            n: "n",
+            steps: "steps",
+            guidance_scale: "guidance_scale",
+            schedule: "schedule",
+            strength: "strength",
+            source: "image",
+            mask: "mask",
+        }
+    }
+}
+
+impl ImageDraft {
+    /// A draft that says nothing but its prompt.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        ImageDraft {
+            prompt: prompt.into(),
+            negative_prompt: None,
+            width: None,
+            height: None,
+            n: None,
+            steps: None,
+            guidance_scale: None,
+            schedule: None,
+            karras: None,
+            eta: None,
+            seed: None,
+            source: None,
+            mask: None,
+            strength: None,
+            previews: PreviewDraft::None,
+            names: FieldNames::default(),
+        }
+    }
+}
+
+/// How far a request may go, each with the name it has in the configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageLimits {
+    /// Pictures of one request.
+    pub max_images: u32,
+    /// Pixels of one picture: width times height.
+    pub max_image_pixels: u32,
+    /// Steps of a schedule.
+    pub max_steps: u32,
+    /// Bytes of a prompt, and of a negative prompt.
+    pub max_prompt_bytes: usize,
+    /// Windows of 75 tokens that a prompt may take.
+    pub max_prompt_chunks: usize,
+    /// Pixels of a picture that a client sends.
+    pub max_source_pixels: u32,
+    /// The highest `guidance_scale`.
+    pub max_guidance_scale: f32,
+}
+
+impl Default for ImageLimits {
+    fn default() -> Self {
+        ImageLimits {
+            max_images: 10,
+            max_image_pixels: 1 << 20,
+            max_steps: 150,
+            max_prompt_bytes: 64 << 10,
+            max_prompt_chunks: 3,
+            max_source_pixels: 16 << 20,
+            max_guidance_scale: 30.0,
+        }
+    }
+}
+
+/// What a request that leaves a field out gets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageDefaults {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// Steps.
+    pub steps: u32,
+    /// See [`ImageJob::guidance_scale`].
+    pub guidance_scale: f32,
+    /// See [`SourceImage::strength`].
+    pub strength: f32,
+    /// A name of a noise schedule; the model's own if there is none.
+    pub schedule: Option<String>,
+}
+
+impl Default for ImageDefaults {
+    /// Those of the first Stable Diffusion models.
+    fn default() -> Self {
+        ImageDefaults {
+            width: 512,
+            height: 512,
+            steps: 20,
+            guidance_scale: 7.5,
+            strength: 0.8,
+            schedule: None,
+        }
+    }
+}
+
+/// One image model's intake.
+pub struct ImageIntake {
+    /// Its tokenizers and its schedules.
+    pub frontend: Arc<dyn ImageFrontend>,
+    /// Width and height are multiples of this: the VAE's factor times what the network halves.
+    pub size_factor: u32,
+    /// What a request that leaves a field out gets.
+    pub defaults: ImageDefaults,
+    /// How far a request may go.
+    pub limits: ImageLimits,
+}
+
+impl ImageIntake {
+    /// Pictures that the draft asks for.
+    ///
+    /// # Errors
+    /// None, or more than `max_images`.
+    pub fn rows(&self, draft: &ImageDraft) -> Result<u32, Invalid> {
+        whole_between(draft.names.n, draft.n, 1, 1, self.limits.max_images)
+    }
+
+    /// Turns a draft into a job. Tokenizes and scales pictures, so call it on the blocking pool.
+    ///
+    /// # Errors
+    /// The first fault found, with its field and limit.
+    pub fn job(&self, draft: ImageDraft) -> Result<ImageJob, Invalid> {
+        let names = draft.names;
+        let images = self.rows(&draft)?;
+        let (width, height) = self.size(&draft)?;
+        let steps = whole_between(
+            names.steps,
+            draft.steps,
+            self.defaults.steps,
+            1,
+            self.limits.max_steps,
+        )?;
+        let guidance_scale = number_between(
+            names.guidance_scale,
+            draft.guidance_scale,
+            self.defaults.guidance_scale,
+            0.0,
+            self.limits.max_guidance_scale,
+        )?;
+        let eta = number_between("eta", draft.eta, 0.0, 0.0, 1.0)?;
+        let wanted = draft
+            .schedule
+            .as_deref()
+            .or(self.defaults.schedule.as_deref());
+        let (schedule, spaced) = self
+            .frontend
+            .schedule(wanted)
+            .map_err(|message| Invalid::value(names.schedule, message))?;
+        let source = self.source(&draft, width, height)?;
+        let prompt = self.tokens("prompt", &draft.prompt)?;
+        let negative = match guidance_scale > 1.0 {
+            true => {
+                let text = draft.negative_prompt.as_deref().unwrap_or_default();
+                Some(self.tokens("negative_prompt", text)?)
+            }
+            // Not silently ignored: without guidance nothing could come of it.
+            false if draft.negative_prompt.is_some_and(|text| !text.is_empty()) => {
+                return Err(Invalid::value(
+                    "negative_prompt",
+                    format!("needs a {} above 1", names.guidance_scale),
+                ));
+            }
+            false => None,
+        };
+        let mut job = ImageJob {
+            width,
+            height,
+            images,
+            prompt,
+            negative,
+            guidance_scale,
+            steps,
+            schedule,
+            karras: draft.karras.unwrap_or(spaced),
+            eta,
+            // Without a seed every request draws its own. The hasher's keys come from the system.
+            seed: draft
+                .seed
+                .unwrap_or_else(|| RandomState::new().hash_one(0) >> 32),
+            source,
+            previews: Previews::None,
+        };
+        job.previews = previews(draft.previews, job.iterations());
+        self.frontend
+            .check(&job)
+            .map_err(|message| Invalid::value(names.schedule, message))?;
+        Ok(job)
+    }
+
+    /// Width and height. Where neither is given, a source's own size counts, cut to what can be drawn.
+    fn size(&self, draft: &ImageDraft) -> Result<(u32, u32), Invalid> {
+        let factor = self.size_factor;
+        let of_source = |side: fn(&Picture) -> u32| {
+            draft
+                .source
+                .as_deref()
+                .map(|source| (side(source) / factor * factor).max(factor))
+        };
+        let (wide, high) = match (draft.width, draft.height) {
+            (None, None) => (of_source(Picture::width), of_source(Picture::height)),
+            _ => (None, None),
+        };
+        let side = |name: &'static str, given: Option<u64>, otherwise: u32| {
+            let most = self.limits.max_image_pixels / factor;
+            let side = whole_between(name, given, otherwise, factor, most)?;
+            if side % factor == 0 {
+                return Ok(side);
+            }
+            let message = format!("is {side}, which is no multiple of {factor}");
+            Err(Invalid::value(name, message))
+        };
+        let names = draft.names;
+        let width = side(
+            names.width,
+            draft.width,
+            wide.unwrap_or(self.defaults.width),
+        )?;
+        let height = side(
+            names.height,
+            draft.height,
+            high.unwrap_or(self.defaults.height),
+        )?;
+        let pixels = u64::from(width) * u64::from(height);
+        let most = self.limits.max_image_pixels;
+        if pixels > u64::from(most) {
+            return Err(Invalid::value(
+                names.width,
+                format!(
+                    "times {} is {pixels} pixels; the limit is {most}",
+                    names.height
+                ),
+            ));
+        }
+        Ok((width, height))
+    }
+
+    fn source(
+        &self,
+        draft: &ImageDraft,
+        width: u32,
+        height: u32,
+    ) -> Result<Option<SourceImage>, Invalid> {
+        let names = draft.names;
+        let Some(picture) = &draft.source else {
+            if draft.strength.is_some() {
+                let message = format!("needs {}", names.source);
+                return Err(Invalid::value(names.strength, message));
+            }
+            if draft.mask.is_some() {
+                return Err(Invalid::value(
+                    names.mask,
+                    format!("needs {}", names.source),
+                ));
+            }
+            return Ok(None);
+        };
+        let strength = number_between(
+            names.strength,
+            draft.strength,
+            self.defaults.strength,
+            0.0,
+            1.0,
+        )?;
+        Ok(Some(SourceImage {
+            picture: scale::picture(picture, width, height),
+            strength,
+            mask: draft
+                .mask
+                .as_ref()
+                .map(|mask| scale::mask(mask, width, height)),
+        }))
+    }
+
+    fn tokens(&self, field: &str, text: &str) -> Result<Arc<[PromptTokens]>, Invalid> {
+        let most = self.limits.max_prompt_bytes;
+        if text.len() > most {
+            let message = format!("is {} bytes long; the limit is {most}", text.len());
+            return Err(Invalid::value(field, message));
+        }
+        self.frontend
+            .tokenize(text, self.limits.max_prompt_chunks)
+            .map(Arc::from)
+            .map_err(|message| Invalid::new(InvalidKind::ContextLength, field, message))
+    }
+}
+
+/// Which of `steps` steps are shown. The last one is not: the picture itself follows.
+fn previews(draft: PreviewDraft, steps: u32) -> Previews {
+    match draft {
+        PreviewDraft::None | PreviewDraft::Count(0) => Previews::None,
+        PreviewDraft::Latest => Previews::Latest,
+        PreviewDraft::Count(count) => {
+            let mut shown: Vec<u32> = (1..=u64::from(count))
+                .map(|index| (index * u64::from(steps) / (u64::from(count) + 1)) as u32)
+                .filter(|step| *step > 0)
+                .collect();
+            shown.dedup();
+            Previews::After(shown.into())
+        }
+    }
+}
+
+fn whole_between(
+    field: &str,
+    given: Option<u64>,
+    otherwise: u32,
+    least: u32,
+    most: u32,
+) -> Result<u32, Invalid> {
+    let value = given.unwrap_or(u64::from(otherwise));
+    u32::try_from(value)
+        .ok()
+        .filter(|value| (least..=most).contains(value))
+        .ok_or_else(|| {
+            let message = format!("is {value}; it must be {least} to {most}");
+            Invalid::value(field, message)
+        })
+}
+
+fn number_between(
+    field: &str,
+    given: Option<f64>,
+    otherwise: f32,
+    least: f32,
+    most: f32,
+) -> Result<f32, Invalid> {
+    let Some(value) = given else {
+        return Ok(otherwise);
+    };
+    if (f64::from(least)..=f64::from(most)).contains(&value) {
+        return Ok(value as f32);
+    }
+    let message = format!("is {value}; it must be {least} to {most}");
+    Err(Invalid::value(field, message))
+}
+
+/// To the size that is drawn.
+mod scale {
+    use std::sync::Arc;
+
+    use image::imageops::{FilterType, resize};
+    use image::{GrayImage, RgbImage};
+
+    use crate::picture::{Mask, Picture};
+
+    /// Lanczos, as the reference pipelines do. The whole picture is kept: other proportions stretch it.
+    pub(super) fn picture(picture: &Arc<Picture>, width: u32, height: u32) -> Arc<Picture> {
+        if (picture.width(), picture.height()) == (width, height) {
+            return Arc::clone(picture);
+        }
+        let pixels = RgbImage::from_raw(picture.width(), picture.height(), picture.rgb().to_vec())
+            .expect("a picture is whole");
+        let scaled = resize(&pixels, width, height, FilterType::Lanczos3);
+        Arc::new(Picture::new(width, height, scaled.into_raw()))
+    }
+
+    /// The nearest value: a mask has no shades.
+    pub(super) fn mask(mask: &Arc<Mask>, width: u32, height: u32) -> Arc<Mask> {
+        if (mask.width(), mask.height()) == (width, height) {
+            return Arc::clone(mask);
+        }
+        let values = GrayImage::from_raw(mask.width(), mask.height(), mask.values().to_vec())
+            .expect("a mask is whole");
+        let scaled = resize(&values, width, height, FilterType::Nearest);
+        Arc::new(Mask::new(width, height, scaled.into_raw()))
+    }
+}
