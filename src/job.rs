@@ -252,8 +252,11 @@ impl ImageJob {
         match &self.source {
             None => self.steps,
             Some(source) => {
-                // In f64, and down, as Python's int() of a product.
-                let steps = f64::from(self.steps) * f64::from(source.strength);
+                // In f64, and down, as Python's int() of a product: of the decimal that was written,
+                // for 0.7 in f32 is a little less, and a step of ten would be lost.
+                let strength = f64::from(source.strength);
+                let strength = source.strength.to_string().parse().unwrap_or(strength);
+                let steps = f64::from(self.steps) * strength;
                 (steps as u32).min(self.steps)
             }
         }

@@ -27,6 +27,7 @@ mod chat;
 mod completions;
 mod docs;
 mod gather;
+mod images;
 mod logprobs;
 mod messages;
 mod models;
@@ -48,9 +49,38 @@ use super::sse::Dialect;
 
 pub(crate) use chat::read_chat;
 pub(super) use docs::description;
+pub use images::ImageShape;
 use reply::Endpoint;
 pub use reply::StreamShape;
 pub(crate) use request::read_deadline;
+
+/// How a request's reply is to look in this dialect: kept with the request, so that its stream can be
+/// resumed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyShape {
+    /// A text's.
+    Text(StreamShape),
+    /// Pictures'.
+    Images(ImageShape),
+}
+
+impl ReplyShape {
+    /// A text's shape.
+    fn text(&self) -> Option<&StreamShape> {
+        match self {
+            ReplyShape::Text(shape) => Some(shape),
+            ReplyShape::Images(_) => None,
+        }
+    }
+
+    /// Pictures' shape.
+    fn images(&self) -> Option<&ImageShape> {
+        match self {
+            ReplyShape::Images(shape) => Some(shape),
+            ReplyShape::Text(_) => None,
+        }
+    }
+}
 
 /// The routes of this dialect.
 pub fn routes() -> Router<Arc<AppState>> {
