@@ -5,8 +5,10 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::ServedModel;
+use super::picture_file::DEFAULT_QUALITY;
 use crate::job::{ImageJob, ScheduleName};
 use crate::model::image_frontend::ImageFrontend;
+use crate::picture::{Encoding, PictureFormat};
 
 /// What an image request asks for, as far as its answer tells it again. Kept with the request; holds
 /// no pixels, and is never logged.
@@ -79,6 +81,26 @@ impl PictureParameters {
                 .is_some_and(|source| source.mask.is_some()),
             prompt_tokens: tokens.map(|chunk| chunk.tokens.len() as u32).sum(),
             model: model.name.clone(),
+        }
+    }
+
+    /// The seed of picture number `index`, as [`ImageJob::seed_of`] has it.
+    pub fn seed_of(&self, index: u32) -> u64 {
+        self.seed.wrapping_add(u64::from(index))
+    }
+
+    /// How the picture of this seed is written as a file; a PNG says what it was made of.
+    pub(crate) fn encoding(&self, format: PictureFormat, quality: u8, seed: u64) -> Encoding {
+        let is_png = format == PictureFormat::Png;
+        Encoding {
+            format,
+            // Without meaning for the others: one file then serves all who ask.
+            quality: match format {
+                PictureFormat::Jpeg => quality,
+                PictureFormat::Png | PictureFormat::WebP => DEFAULT_QUALITY,
+            },
+            size: None,
+            parameters: is_png.then(|| self.text(seed).into()),
         }
     }
 

@@ -35,7 +35,7 @@ pub struct Request {
     /// How its stream looks in OpenAI's dialect, if it came in by that.
     pub openai: Option<ReplyShape>,
     /// What it draws, if it is for an image model.
-    pub picture: Option<PictureParameters>,
+    pub picture: Option<Arc<PictureParameters>>,
     /// Who reads it.
     pub(super) readers: Readers,
     /// The service ended it before its client had the answer: nobody read it, or it was one of

@@ -151,7 +151,8 @@ pub async fn submit(
         openai: options.openai,
         picture: match (&job, texts) {
             (Job::Image(job), Some([prompt, negative])) => {
-                Some(PictureParameters::of(model, prompt, negative, job))
+                let parameters = PictureParameters::of(model, prompt, negative, job);
+                Some(Arc::new(parameters))
             }
             _ => None,
         },

@@ -1,4 +1,4 @@
-//! OpenAI's dialect: `/v1/chat/completions`, `/v1/completions` and `/v1/models`.
+//! OpenAI's dialect: `/v1/chat/completions`, `/v1/completions`, `/v1/models`, and [`images`].
 //!
 //! Every field of a request is honoured or refused by name with a 400; none is silently dropped.
 //!
@@ -87,11 +87,15 @@ pub fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route(Endpoint::Chat.path(), post(chat::create))
         .route(Endpoint::Completions.path(), post(completions::create))
+        .merge(images::routes())
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
 }
 
 /// OpenAI's frames for a request, whichever dialect it came in by.
 pub fn dialect_for(request: &Request) -> Box<dyn Dialect> {
-    Box::new(stream::ChunkDialect::of(request))
+    match request.picture {
+        Some(_) => Box::new(images::ImageDialect::of(request)),
+        None => Box::new(stream::ChunkDialect::of(request)),
+    }
 }

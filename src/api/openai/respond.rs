@@ -212,7 +212,7 @@ async fn whole(endpoint: Endpoint, accepted: &[Accepted]) -> Result<Response, Ap
     Ok(Json(reply).into_response())
 }
 
-async fn until_closed(log: &SharedLog) -> Vec<Event> {
+pub(super) async fn until_closed(log: &SharedLog) -> Vec<Event> {
     while !log.is_closed() {
         log.wait_beyond(log.last_seq()).await;
     }
@@ -248,7 +248,7 @@ fn answer<'a>(
 }
 
 /// Every response that belongs to a request tells its id.
-fn with_id(mut response: Response, id: RequestId) -> Response {
+pub(super) fn with_id(mut response: Response, id: RequestId) -> Response {
     let value = HeaderValue::from_str(&id.to_string()).expect("hexadecimal digits are visible");
     response.headers_mut().insert(REQUEST_ID, value);
     response

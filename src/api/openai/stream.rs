@@ -193,6 +193,7 @@ fn frame(id: u64, data: impl Into<String>) -> Frame {
         id,
         event: None,
         data: data.into(),
+        pictures: Vec::new(),
     }
 }
 
