@@ -166,10 +166,9 @@ pub(crate) fn title_of(frontend: &dyn ImageFrontend, schedule: ScheduleName) -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parameters() -> PictureParameters {
+impl PictureParameters {
+    /// Those of one small picture.
+    pub(crate) fn example() -> Self {
         PictureParameters {
             prompt: "a red fox".into(),
             negative_prompt: "".into(),
@@ -189,6 +188,11 @@ mod tests {
             model: "tiny-sd".to_owned(),
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     fn check(parameters: &PictureParameters, seed: u64, expected: &str) {
         let version = env!("CARGO_PKG_VERSION");
@@ -201,7 +205,7 @@ mod tests {
     #[test]
     fn the_text_is_the_web_uis() {
         check(
-            &parameters(),
+            &PictureParameters::example(),
             1,
             "a red fox\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x768, Model: tiny-sd",
         );
@@ -213,7 +217,7 @@ mod tests {
             eta: 0.5,
             strength: Some(0.75),
             model: "scripted:a, b".to_owned(),
-            ..parameters()
+            ..PictureParameters::example()
         };
         check(
             &all,

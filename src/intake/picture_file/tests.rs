@@ -242,8 +242,8 @@ fn the_header_is_judged_before_the_pixels() {
         "image has 5 x 1 pixels; the limit is 4 in all (max_source_pixels)"
     );
     assert_eq!(
-        refused(claim(i32::MAX as u32, i32::MAX as u32)),
-        "image has 2147483647 x 2147483647 pixels; the limit is 4 in all (max_source_pixels)"
+        refused(claim(100_000, 100_000)),
+        "image has 100000 x 100000 pixels; the limit is 4 in all (max_source_pixels)"
     );
     assert_eq!(refused(claim(0, 1)), "image is a damaged file");
     assert_eq!(refused(claim(2, 2)), "image is a damaged file");

@@ -64,13 +64,28 @@ impl ImageDialect {
     /// If it draws nothing.
     pub(in crate::api) fn of(request: &Request) -> Self {
         let shape = request.openai.as_ref().and_then(ReplyShape::images);
+        let shape = shape.cloned().unwrap_or_else(ImageShape::foreign);
         let parameters = request.picture.as_ref().expect("an image request");
+        Self::new(
+            shape,
+            Arc::clone(parameters),
+            request.created,
+            request.accepted_at,
+        )
+    }
+
+    fn new(
+        shape: ImageShape,
+        parameters: Arc<PictureParameters>,
+        created: u64,
+        accepted_at: Time,
+    ) -> Self {
         ImageDialect {
-            shape: shape.cloned().unwrap_or_else(ImageShape::foreign),
+            shape,
             partials: vec![0; parameters.images as usize],
-            parameters: Arc::clone(parameters),
-            created: request.created,
-            accepted_at: request.accepted_at,
+            parameters,
+            created,
+            accepted_at,
             cancelled: false,
             covered: 0,
         }
