@@ -186,6 +186,27 @@ impl TextJob {
     }
 }
 
+/// How the noise is taken away: the user's choice. What each does stands in `model::diffusion::schedule`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScheduleName {
+    /// Denoising diffusion implicit models (arXiv 2010.02502).
+    Ddim,
+    /// Denoising diffusion probabilistic models (arXiv 2006.11239).
+    Ddpm,
+    /// Euler's method over noise levels (arXiv 2206.00364).
+    Euler,
+    /// Euler's method with fresh noise in each step.
+    EulerAncestral,
+    /// The multistep solver DPM++ of second order (arXiv 2211.01095).
+    DpmPlusPlus2m,
+    /// Unified predictor and corrector of second order (arXiv 2302.04867).
+    UniPc,
+    /// Latent consistency models (arXiv 2310.04378).
+    Lcm,
+    /// Euler's method along a straight flow (arXiv 2210.02747): for flow-matching models only.
+    FlowMatchEuler,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
