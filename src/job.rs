@@ -236,7 +236,7 @@ pub struct ImageJob {
     /// Space the noise levels as in Karras et al. (arXiv 2206.00364).
     pub karras: bool,
     /// The share of fresh noise in DDIM's steps: 0 for none, 1 for as much as DDPM.
-    pub eta: f32,
+    pub eta: f64,
     /// Keys the noise of the first picture; see [`seed_of`](Self::seed_of).
     pub seed: u64,
     /// Begin from a picture instead of noise alone.
@@ -247,14 +247,18 @@ pub struct ImageJob {
 
 impl ImageJob {
     /// Denoising steps that a row takes: fewer than `steps` where a picture is the beginning, as in
-    /// diffusers' img2img. 0 is possible: the picture comes back as the VAE sees it.
+    /// diffusers' img2img. At least 1, in a job that intake has made.
     pub fn iterations(&self) -> u32 {
         match &self.source {
             None => self.steps,
             Some(source) => {
-                // In f64, and down, as Python's int() of a product.
-                let steps = f64::from(self.steps) * f64::from(source.strength);
-                (steps as u32).min(self.steps)
+                let steps = f64::from(self.steps);
+                let run = steps * source.strength;
+                // As diffusers rounds: the steps down, and for flows the first step's number.
+                match self.schedule {
+                    ScheduleName::FlowMatchEuler => self.steps - (steps - run) as u32,
+                    _ => (run as u32).min(self.steps),
+                }
             }
         }
     }
@@ -293,7 +297,7 @@ pub struct SourceImage {
     /// Of the job's size.
     pub picture: Arc<Picture>,
     /// How much of the schedule is run: 1 forgets the picture. Above 0, up to 1.
-    pub strength: f32,
+    pub strength: f64,
     /// Where to draw anew; everywhere if there is none. Of the job's size.
     pub mask: Option<Arc<Mask>>,
 }

@@ -171,7 +171,7 @@ pub struct ImageDefaults {
     /// See [`ImageJob::guidance_scale`].
     pub guidance_scale: f32,
     /// See [`SourceImage::strength`].
-    pub strength: f32,
+    pub strength: f64,
     /// A name of a noise schedule; the model's own if there is none.
     pub schedule: Option<String>,
 }
@@ -229,10 +229,10 @@ impl ImageIntake {
         let guidance_scale = number_between(
             names.guidance_scale,
             draft.guidance_scale,
-            self.defaults.guidance_scale,
+            self.defaults.guidance_scale.into(),
             0.0,
-            self.limits.max_guidance_scale,
-        )?;
+            self.limits.max_guidance_scale.into(),
+        )? as f32;
         let eta = number_between("eta", draft.eta, 0.0, 0.0, 1.0)?;
         let wanted = draft
             .schedule
@@ -416,15 +416,13 @@ fn whole_between(
 fn number_between(
     field: &str,
     given: Option<f64>,
-    otherwise: f32,
-    least: f32,
-    most: f32,
-) -> Result<f32, Invalid> {
-    let Some(value) = given else {
-        return Ok(otherwise);
-    };
-    if (f64::from(least)..=f64::from(most)).contains(&value) {
-        return Ok(value as f32);
+    otherwise: f64,
+    least: f64,
+    most: f64,
+) -> Result<f64, Invalid> {
+    let value = given.unwrap_or(otherwise);
+    if (least..=most).contains(&value) {
+        return Ok(value);
     }
     let message = format!("is {value}; it must be {least} to {most}");
     Err(Invalid::value(field, message))
