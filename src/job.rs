@@ -186,6 +186,22 @@ impl TextJob {
     }
 }
 
+/// A prompt, as one text encoder reads it: chunks of equal length, whose states are put side by side.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PromptTokens {
+    /// At least one.
+    pub chunks: Vec<PromptChunk>,
+}
+
+/// One window of a text encoder.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PromptChunk {
+    /// Token ids, with the beginning, the end and the padding: as many as the encoder has positions.
+    pub tokens: Vec<u32>,
+    /// What each token's state is multiplied by; as many, 1 being neutral.
+    pub weights: Vec<f32>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
