@@ -18,6 +18,7 @@ pub mod candle_threads;
 pub mod ceilings;
 mod dense;
 pub mod embedding;
+pub mod image;
 pub mod isa;
 pub mod linear;
 mod lines;
