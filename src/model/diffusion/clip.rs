@@ -4,7 +4,7 @@
 //! 2103.00020). Stable Diffusion reads its token states: of the last layer, or of one before it; SDXL reads
 //! the pooled state of the end token as well.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Tensor, bail};
 
 use super::config::clip::{ClipActivation, ClipConfig};
 use super::layers::{compute_dtype, layer_norm, linear, linear_no_bias, linears};
@@ -72,7 +72,7 @@ impl Layer {
     }
 
     /// x: (n, tokens, c) -> the same shape.
-    fn forward(&self, x: &Tensor, config: &ClipConfig) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, config: &ClipConfig) -> candle_core::Result<Tensor> {
         let scale = ((config.hidden_size / config.heads) as f32).powf(-0.5);
         let [q, k, v] = linears([&self.q, &self.k, &self.v], &self.norm1.forward(x)?)?;
         let attended = image::attention(&q, &k, &v, config.heads, scale, Some(Mask::Causal))?;
@@ -137,7 +137,7 @@ impl ClipText {
     /// # Errors
     /// No chunk, chunks of different lengths or too long, an id outside the vocabulary, or more layers left out
     /// than there are.
-    pub fn forward(&self, ids: &[Vec<u32>], clip_skip: usize) -> Result<ClipOutput> {
+    pub fn forward(&self, ids: &[Vec<u32>], clip_skip: usize) -> candle_core::Result<ClipOutput> {
         let tokens = self.check(ids, clip_skip)?;
         let c = self.config.hidden_size;
         let flat: Vec<u32> = ids.concat();
@@ -173,7 +173,7 @@ impl ClipText {
     }
 
     /// The common length of the chunks.
-    fn check(&self, ids: &[Vec<u32>], clip_skip: usize) -> Result<usize> {
+    fn check(&self, ids: &[Vec<u32>], clip_skip: usize) -> candle_core::Result<usize> {
         let tokens = ids.first().map_or(0, Vec::len);
         if tokens == 0 || tokens > self.config.positions {
             bail!(
@@ -194,7 +194,7 @@ impl ClipText {
     }
 
     /// normed: (n, tokens, c) -> (n, p) f32
-    fn pool(&self, normed: &Tensor, ids: &[Vec<u32>]) -> Result<Tensor> {
+    fn pool(&self, normed: &Tensor, ids: &[Vec<u32>]) -> candle_core::Result<Tensor> {
         let states = ids
             .iter()
             .enumerate()
@@ -202,7 +202,7 @@ impl ClipText {
                 let end = pooled_position(chunk, self.config.eos_token_id);
                 normed.narrow(0, row, 1)?.narrow(1, end, 1)?.squeeze(1)
             })
-            .collect::<Result<Vec<_>>>()?;
+            .collect::<candle_core::Result<Vec<_>>>()?;
         let states = Tensor::cat(&states, 0)?.contiguous()?;
         let pooled = match &self.projection {
             Some(projection) => image::linear(projection, &states)?,
@@ -219,10 +219,7 @@ fn pooled_position(chunk: &[u32], eos: u32) -> usize {
         LEGACY_EOS => chunk.iter().copied().max(),
         eos => Some(eos),
     };
-    chunk
-        .iter()
-        .position(|id| Some(*id) == wanted)
-        .unwrap_or(0)
+    chunk.iter().position(|id| Some(*id) == wanted).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Layers by name: the weights of a place in a component's tree, as the kernels take them.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::weights::Scope;
 use crate::kernels::image::{Conv2d, ConvOptions, GroupNorm, LayerNorm, Padding};
@@ -104,7 +104,7 @@ pub(super) fn layer_norm(
 pub(super) fn linears<const LAYERS: usize>(
     layers: [&Linear; LAYERS],
     x: &Tensor,
-) -> Result<[Tensor; LAYERS]> {
+) -> candle_core::Result<[Tensor; LAYERS]> {
     let (rows, tokens, width) = x.dims3()?;
     let mut outputs = linear::forward_all(layers, &x.reshape((rows * tokens, width))?)?;
     for output in &mut outputs {

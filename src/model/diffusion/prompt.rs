@@ -31,7 +31,9 @@ pub enum PromptError {
     #[error("the prompt has a weight of {0}; weights must be -{MAX_WEIGHT} to {MAX_WEIGHT}")]
     Weight(f64),
     /// More text than is allowed.
-    #[error("the prompt takes {chunks} chunks of {chunk_tokens} tokens; at most {most} are allowed")]
+    #[error(
+        "the prompt takes {chunks} chunks of {chunk_tokens} tokens; at most {most} are allowed"
+    )]
     TooLong {
         /// Chunks that it would take.
         chunks: usize,
@@ -228,7 +230,8 @@ fn pieces(prompt: &str) -> Result<Vec<Piece>, PromptError> {
 fn explicit_weight(text: &str) -> Option<(f64, usize)> {
     let inside = text.strip_prefix(':')?;
     // Stops at the first sign that no weight is written with, so that a row of colons costs little.
-    let end = inside.find(|c: char| !(c.is_ascii_digit() || "+-.".contains(c) || c.is_whitespace()))?;
+    let end =
+        inside.find(|c: char| !(c.is_ascii_digit() || "+-.".contains(c) || c.is_whitespace()))?;
     if !inside[end..].starts_with(')') {
         return None;
     }
@@ -324,12 +327,10 @@ impl Reader {
 /// Where `BREAK` stands as a word of its own.
 fn find_break(text: &str) -> Option<usize> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    text.match_indices(BREAK)
-        .map(|(at, _)| at)
-        .find(|&at| {
-            !text[..at].chars().next_back().is_some_and(is_word)
-                && !text[at + BREAK.len()..].chars().next().is_some_and(is_word)
-        })
+    text.match_indices(BREAK).map(|(at, _)| at).find(|&at| {
+        !text[..at].chars().next_back().is_some_and(is_word)
+            && !text[at + BREAK.len()..].chars().next().is_some_and(is_word)
+    })
 }
 
 #[cfg(test)]
@@ -358,7 +359,10 @@ mod tests {
     fn brackets_mean_what_the_web_ui_says() {
         for (prompt, wanted) in [
             ("normal text", &[("normal text", 1.0)][..]),
-            ("an (important) word", &[("an ", 1.0), ("important", 1.1), (" word", 1.0)]),
+            (
+                "an (important) word",
+                &[("an ", 1.0), ("important", 1.1), (" word", 1.0)],
+            ),
             ("(unbalanced", &[("unbalanced", 1.1)]),
             (r"\(literal\]", &[("(literal]", 1.0)]),
             ("(unnecessary)(parens)", &[("unnecessaryparens", 1.1)]),

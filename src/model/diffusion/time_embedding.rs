@@ -3,7 +3,7 @@
 //! Always in f32: half-precision numbers cannot tell 999 from 1000. Frequencies are rounded to f32 at the places
 //! where diffusers rounds them, since models were trained on those.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Device, Tensor, bail};
 
 use super::config::unet::{AddedEmbedding, SIZE_IDS, UNetConfig};
 use super::layers::linear_f32;
@@ -53,7 +53,7 @@ impl Sinusoids {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn embed(&self, numbers: &[f64], device: &Device) -> Result<Tensor> {
+    pub fn embed(&self, numbers: &[f64], device: &Device) -> candle_core::Result<Tensor> {
         let mut values = Vec::with_capacity(numbers.len() * self.width);
         for number in numbers {
             self.append(*number as f32, &mut values);
@@ -85,7 +85,7 @@ impl Mlp {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         self.second.forward(&image::silu(&self.first.forward(x)?)?)
     }
 }
@@ -115,7 +115,10 @@ impl TimeEmbedding {
                     flip_sin_to_cos: false,
                     freq_shift: 1.0,
                 };
-                Some((sinusoids, linear_f32(&time.at("cond_proj"), dim, width, false)?))
+                Some((
+                    sinusoids,
+                    linear_f32(&time.at("cond_proj"), dim, width, false)?,
+                ))
             }
             None => None,
         };
@@ -149,7 +152,7 @@ impl TimeEmbedding {
         timesteps: &[f64],
         guidance: Option<&[f64]>,
         added: Option<AddedConditions<'_>>,
-    ) -> Result<Tensor> {
+    ) -> candle_core::Result<Tensor> {
         let rows = timesteps.len();
         let mut x = self.sinusoids.embed(timesteps, &self.device)?;
         if let Some((sinusoids, projection)) = &self.guidance {
@@ -168,9 +171,10 @@ impl TimeEmbedding {
             (None, None) => Ok(embedding),
             (None, Some(_)) => bail!("this unet takes no pooled text and no picture sizes"),
             (Some(_), None) => bail!("this unet needs pooled text and picture sizes"),
-            (Some((config, mlp)), Some(added)) => {
-                image::add(&embedding, &mlp.forward(&self.added_input(*config, added, rows)?)?)
-            }
+            (Some((config, mlp)), Some(added)) => image::add(
+                &embedding,
+                &mlp.forward(&self.added_input(*config, added, rows)?)?,
+            ),
         }
     }
 
@@ -180,7 +184,7 @@ impl TimeEmbedding {
         config: AddedEmbedding,
         added: AddedConditions<'_>,
         rows: usize,
-    ) -> Result<Tensor> {
+    ) -> candle_core::Result<Tensor> {
         if added.pooled.dims() != [rows, config.pooled_dim] || added.size_ids.len() != rows {
             bail!(
                 "this unet needs pooled text of shape {:?} and as many picture sizes, not {:?} and {}",

@@ -12,7 +12,9 @@ use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::Split;
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{
+    AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
+};
 
 use super::config::fields::read_object;
 use crate::model::ModelError;
@@ -22,7 +24,8 @@ use crate::model::ModelError;
 const WORD_CACHE_CAPACITY: usize = 0;
 /// What a text is cut into before its words are encoded: special tokens, English endings, words, single
 /// digits, runs of other signs. OpenAI's CLIP.
-const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+const WORDS: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 /// The beginning where the files name none.
 const START: &str = "<|startoftext|>";
 /// The end, the padding and the unknown where the files name none.
@@ -64,7 +67,9 @@ impl ClipTokenizer {
             .filter(|text| text.starts_with("<|"))
             .map(|text| AddedToken::from(text.as_str(), true).normalized(false));
         let added: Vec<AddedToken> = added.collect();
-        pipeline.add_special_tokens(added).map_err(in_folder(folder))?;
+        pipeline
+            .add_special_tokens(added)
+            .map_err(in_folder(folder))?;
         let id = |text: &str| {
             pipeline.token_to_id(text).ok_or_else(|| {
                 ModelError::Load(format!(
@@ -167,13 +172,18 @@ fn pipeline_of_parts(folder: &Path, unknown: &str) -> Result<Tokenizer, ModelErr
         .build()
         .map_err(in_folder(folder))?;
     let mut pipeline = Tokenizer::new(model);
-    let spaces = Replace::new(tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".to_string()), " ")
+    let spaces = Replace::new(
+        tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".to_string()),
+        " ",
+    )
+    .map_err(in_folder(folder))?;
+    pipeline
+        .with_normalizer(Some(Normalizers::new(vec![
+            NormalizerWrapper::NFC(NFC),
+            NormalizerWrapper::Replace(spaces),
+            NormalizerWrapper::Lowercase(Lowercase),
+        ])))
         .map_err(in_folder(folder))?;
-    pipeline.with_normalizer(Some(Normalizers::new(vec![
-        NormalizerWrapper::NFC(NFC),
-        NormalizerWrapper::Replace(spaces),
-        NormalizerWrapper::Lowercase(Lowercase),
-    ])));
     let words = Split::new(
         tokenizers::pre_tokenizers::split::SplitPattern::Regex(WORDS.to_string()),
         SplitDelimiterBehavior::Removed,

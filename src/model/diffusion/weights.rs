@@ -159,11 +159,9 @@ impl Weights {
                     return Err(self.misshapen(name, view.shape(), shape));
                 }
                 used.borrow_mut().insert(name.to_string());
-                let in_file = dense_dtype(name, view.dtype()).map_err(|error| {
-                    ModelError::Load(format!("{}: {error}", self.component))
-                })?;
-                let tensor =
-                    Tensor::from_raw_buffer(view.data(), in_file, shape, &Device::Cpu)?;
+                let in_file = dense_dtype(name, view.dtype())
+                    .map_err(|error| ModelError::Load(format!("{}: {error}", self.component)))?;
+                let tensor = Tensor::from_raw_buffer(view.data(), in_file, shape, &Device::Cpu)?;
                 // Converted before it travels: less to send when it shrinks.
                 Ok(tensor
                     .to_dtype(dtype.unwrap_or(in_file))?
@@ -304,7 +302,10 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let mut others = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(of_other_name)? {
         let path = entry.map_err(of_other_name)?.path();
-        if path.extension().is_some_and(|ending| ending == "safetensors") {
+        if path
+            .extension()
+            .is_some_and(|ending| ending == "safetensors")
+        {
             others.push(path);
         }
     }
@@ -347,7 +348,11 @@ mod tests {
         ] {
             let folder = folder_with(name, &[("a.weight", ones(&[2, 3], DType::F16))]);
             let weights = Weights::open(folder.path(), None, &Device::Cpu).expect(name);
-            let tensor = weights.root().at("a").tensor("weight", &[2, 3]).expect(name);
+            let tensor = weights
+                .root()
+                .at("a")
+                .tensor("weight", &[2, 3])
+                .expect(name);
             assert_eq!(tensor.dtype(), DType::F16);
             let widened = weights.root().at("a").tensor_f32("weight", &[2, 3, 1, 1]);
             assert_eq!(widened.expect(name).dtype(), DType::F32);
@@ -367,7 +372,10 @@ mod tests {
         std::fs::write(path, index).expect("written");
         let weights = Weights::open(folder.path(), Some(DType::F32), &Device::Cpu).expect("valid");
         assert!(weights.root().tensor("a", &[2]).is_ok());
-        assert_eq!(weights.root().tensor("b", &[3]).expect("there").dtype(), DType::F32);
+        assert_eq!(
+            weights.root().tensor("b", &[3]).expect("there").dtype(),
+            DType::F32
+        );
     }
 
     #[test]
@@ -376,14 +384,20 @@ mod tests {
             "model.safetensors",
             &[
                 ("a.weight", ones(&[2, 3], DType::F32)),
-                ("ids", Tensor::zeros(4, DType::I64, &Device::Cpu).expect("small")),
+                (
+                    "ids",
+                    Tensor::zeros(4, DType::I64, &Device::Cpu).expect("small"),
+                ),
             ],
         );
         let weights = Weights::open(folder.path(), None, &Device::Cpu).expect("valid");
         let scope = weights.root().at("a");
         for (error, what) in [
             (scope.tensor("bias", &[2]), "there is no tensor a.bias"),
-            (scope.tensor("weight", &[3, 2]), "tensor a.weight has shape [2, 3]"),
+            (
+                scope.tensor("weight", &[3, 2]),
+                "tensor a.weight has shape [2, 3]",
+            ),
             (weights.root().tensor("ids", &[4]), "I64"),
         ] {
             let error = error.expect_err(what).to_string();
@@ -391,7 +405,9 @@ mod tests {
             assert!(error.contains(&*folder.path().to_string_lossy()), "{error}");
         }
         let empty = tempfile::tempdir().expect("a folder");
-        let error = Weights::open(empty.path(), None, &Device::Cpu).err().expect("empty");
+        let error = Weights::open(empty.path(), None, &Device::Cpu)
+            .err()
+            .expect("empty");
         assert!(error.to_string().contains("holds no weights"), "{error}");
     }
 
@@ -402,7 +418,12 @@ mod tests {
                 .root()
                 .at("conv")
                 .tensor("weight", &[8, 4, 3, 3])
-                .and_then(|tensor| Ok(tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?))
+                .and_then(|tensor| {
+                    Ok(tensor
+                        .flatten_all()?
+                        .to_dtype(DType::F32)?
+                        .to_vec1::<f32>()?)
+                })
                 .expect("small")
         };
         let reference = values(1, "unet", None);
@@ -411,7 +432,10 @@ mod tests {
         assert_ne!(reference, values(1, "vae", None));
         let half = values(1, "unet", Some(DType::F16));
         let furthest = reference.iter().zip(&half).map(|(a, b)| (a - b).abs());
-        assert!(furthest.fold(0.0, f32::max) < 1e-3, "the same numbers, rounded");
+        assert!(
+            furthest.fold(0.0, f32::max) < 1e-3,
+            "the same numbers, rounded"
+        );
         let spread = reference.iter().map(|x| x * x).sum::<f32>() / reference.len() as f32;
         assert!((spread.sqrt() - 1.0 / 6.0).abs() < 0.02, "{spread}");
     }

@@ -67,7 +67,9 @@ impl<'a> Fields<'a> {
         default: usize,
         range: std::ops::RangeInclusive<usize>,
     ) -> Result<usize, ModelError> {
-        let count = self.read(name, "a whole number", as_count)?.unwrap_or(default);
+        let count = self
+            .read(name, "a whole number", as_count)?
+            .unwrap_or(default);
         self.check_range(name, count, &range)?;
         Ok(count)
     }
@@ -120,15 +122,16 @@ impl<'a> Fields<'a> {
                     .ok_or_else(|| self.error(name, "holds something that is no whole number"))?;
                 if counts.len() != len {
                     let found = counts.len();
-                    return Err(
-                        self.error(name, &format!("has {found} entries for {len} blocks"))
-                    );
+                    return Err(self.error(name, &format!("has {found} entries for {len} blocks")));
                 }
                 counts
             }
             Some(single) => {
                 let count = as_count(single).ok_or_else(|| {
-                    self.error(name, &format!("is {single}, not a whole number or a list of them"))
+                    self.error(
+                        name,
+                        &format!("is {single}, not a whole number or a list of them"),
+                    )
                 })?;
                 vec![count; len]
             }
@@ -154,8 +157,12 @@ impl<'a> Fields<'a> {
             Some(_) => return Err(self.error(name, "is not a list")),
             None => return Err(self.error(name, "is missing")),
         };
-        self.check_range(name, len, &(1..=most))
-            .map_err(|_| self.error(name, &format!("has {len} entries; supported are 1 to {most}")))?;
+        self.check_range(name, len, &(1..=most)).map_err(|_| {
+            self.error(
+                name,
+                &format!("has {len} entries; supported are 1 to {most}"),
+            )
+        })?;
         self.count_per_block(name, 0, len, range)
     }
 
@@ -224,9 +231,9 @@ impl<'a> Fields<'a> {
         // A list that says the same for every block is that one value.
         let fits = supported.iter().any(|supported| {
             equal(supported)
-                || value
-                    .as_array()
-                    .is_some_and(|list| !list.is_empty() && list.iter().all(|item| item == supported))
+                || value.as_array().is_some_and(|list| {
+                    !list.is_empty() && list.iter().all(|item| item == supported)
+                })
         });
         if fits {
             return Ok(());

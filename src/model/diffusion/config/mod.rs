@@ -235,7 +235,10 @@ fn component_json(folder: &Path, name: &str) -> Result<(String, Map<String, Valu
 
 /// Group norms need channels that their groups divide.
 fn check_groups(fields: &Fields<'_>, groups: usize, channels: &[usize]) -> Result<(), ModelError> {
-    match channels.iter().find(|channels| !channels.is_multiple_of(groups)) {
+    match channels
+        .iter()
+        .find(|channels| !channels.is_multiple_of(groups))
+    {
         None => Ok(()),
         Some(channels) => Err(fields.error(
             "norm_num_groups",

@@ -89,8 +89,12 @@ impl UNetConfig {
                 true
             }
         };
-        let transformers =
-            fields.count_per_block("transformer_layers_per_block", 1, channels.len(), 1..=MAX_TRANSFORMER_LAYERS)?;
+        let transformers = fields.count_per_block(
+            "transformer_layers_per_block",
+            1,
+            channels.len(),
+            1..=MAX_TRANSFORMER_LAYERS,
+        )?;
         let freq_shift = fields.number("freq_shift")?.unwrap_or(0.0);
         let half_of_sinusoids = (channels[0] / 2) as f64;
         if half_of_sinusoids - freq_shift <= 0.0 {
@@ -181,8 +185,20 @@ fn levels(
     let layers = fields.count_per_block("layers_per_block", 2, count, 1..=MAX_LAYERS)?;
     // Called a dimension, and meant as the number of heads: diffusers kept the name of an early mistake.
     let heads = fields.count_per_block("attention_head_dim", 8, count, 1..=MAX_WIDTH)?;
-    let down = attends(fields, "down_block_types", "CrossAttnDownBlock2D", "DownBlock2D", count)?;
-    let up = attends(fields, "up_block_types", "CrossAttnUpBlock2D", "UpBlock2D", count)?;
+    let down = attends(
+        fields,
+        "down_block_types",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+        count,
+    )?;
+    let up = attends(
+        fields,
+        "up_block_types",
+        "CrossAttnUpBlock2D",
+        "UpBlock2D",
+        count,
+    )?;
     (0..count)
         .map(|level| {
             let (channels, heads) = (channels[level], heads[level]);
@@ -253,7 +269,9 @@ fn added_embedding(fields: &Fields<'_>) -> Result<Option<AddedEmbedding>, ModelE
     if !time_embed_dim.is_multiple_of(2) {
         return Err(fields.error("addition_time_embed_dim", "is odd"));
     }
-    let pooled_dim = total.checked_sub(SIZE_IDS * time_embed_dim).filter(|dim| *dim > 0);
+    let pooled_dim = total
+        .checked_sub(SIZE_IDS * time_embed_dim)
+        .filter(|dim| *dim > 0);
     let Some(pooled_dim) = pooled_dim else {
         let what = format!(
             "is {total}; it must be above {SIZE_IDS} times addition_time_embed_dim, which is {time_embed_dim}"
@@ -329,7 +347,10 @@ mod tests {
         .expect("valid");
         assert_eq!(xl.mid_transformers, 10);
         assert_eq!(xl.levels[1].up_transformers, 2);
-        assert_eq!((xl.levels[0].down_transformers, xl.levels[0].up_transformers), (0, 0));
+        assert_eq!(
+            (xl.levels[0].down_transformers, xl.levels[0].up_transformers),
+            (0, 0)
+        );
         assert_eq!(xl.added.map(|added| added.pooled_dim), Some(1280));
     }
 
@@ -362,7 +383,10 @@ mod tests {
             ("addition_embed_type", json!("text")),
             ("resnet_time_scale_shift", json!("scale_shift")),
             ("mid_block_type", json!("UNetMidBlock2DSimpleCrossAttn")),
-            ("down_block_types", json!(["SkipDownBlock2D", "A", "B", "C"])),
+            (
+                "down_block_types",
+                json!(["SkipDownBlock2D", "A", "B", "C"]),
+            ),
             ("act_fn", json!("mish")),
             ("conv_in_kernel", json!(5)),
         ] {
@@ -375,6 +399,9 @@ mod tests {
             "projection_class_embeddings_input_dim": 1536,
         });
         let error = parse(&with(sd15(), xl)).expect_err("no room").to_string();
-        assert!(error.contains("projection_class_embeddings_input_dim"), "{error}");
+        assert!(
+            error.contains("projection_class_embeddings_input_dim"),
+            "{error}"
+        );
     }
 }

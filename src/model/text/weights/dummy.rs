@@ -110,7 +110,11 @@ pub(crate) fn levels<T>(reach: f32, convert: impl Fn(f32) -> T) -> [T; 256] {
 }
 
 /// `count` of these levels, drawn by `key` and place.
-pub(crate) fn random_values<T: Copy + Send + Sync>(key: u64, count: usize, levels: &[T; 256]) -> Vec<T> {
+pub(crate) fn random_values<T: Copy + Send + Sync>(
+    key: u64,
+    count: usize,
+    levels: &[T; 256],
+) -> Vec<T> {
     let mut values = vec![levels[0]; count];
     values
         .par_chunks_mut(VALUES_PER_TASK)
