@@ -12,6 +12,7 @@ Matrices are drawn with variance 1/fan-in, norms around 1 and biases around 0, s
 convolutions are scaled for outputs of a natural size.
 """
 
+import json
 import pathlib
 import shutil
 
@@ -232,6 +233,14 @@ def sdxl(folder):
     pipeline.to(torch.float16).save_pretrained(folder)
     tokenizer(folder, "tokenizer", "<|endoftext|>", False)
     tokenizer(folder, "tokenizer_2", "!", False)
+    # As published: with settings that only other classes read.
+    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    kept = ["_class_name", "_diffusers_version", "interpolation_type", "num_train_timesteps", "trained_betas"]
+    kept += ["beta_end", "beta_schedule", "beta_start", "prediction_type", "steps_offset", "timestep_spacing"]
+    settings = {key: settings[key] for key in kept} | dict(
+        clip_sample=False, sample_max_value=1.0, set_alpha_to_one=False, skip_prk_steps=True, use_karras_sigmas=False
+    )
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 MAKERS = {"sd15-tiny": sd15, "sd21-tiny": sd21, "sdxl-tiny": sdxl}
