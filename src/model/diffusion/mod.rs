@@ -2,6 +2,7 @@
 
 pub mod clip;
 pub mod config;
+pub mod denoiser;
 mod layers;
 pub mod prompt;
 pub mod random;
