@@ -1,6 +1,7 @@
 //! The autoencoder between pictures and latents (`AutoencoderKL`), one row at a time and in bounded memory.
 
 mod blocks;
+pub mod pixels;
 mod tiles;
 
 use candle_core::{DType, Device, Tensor, bail};
@@ -80,6 +81,11 @@ impl Vae {
         };
         weights.log_unused();
         Ok(vae)
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Its shape.
