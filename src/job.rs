@@ -227,6 +227,9 @@ pub struct ImageJob {
     /// What not to draw, likewise. There exactly when guidance is on (`guidance_scale` above 1), which
     /// costs each row a second one in the forward pass.
     pub negative: Option<Arc<[PromptTokens]>>,
+    /// Whether the client said what not to draw, if only that it is nothing: some models read nothing said
+    /// and nothing meant differently.
+    pub negative_given: bool,
     /// How far the prediction is pushed away from `negative`'s; 1 or less switches guidance off.
     pub guidance_scale: f32,
     /// Steps of the whole schedule, at least 1; see [`iterations`](Self::iterations).

@@ -250,7 +250,12 @@ impl ImageIntake {
                 Some(self.tokens("negative_prompt", text)?)
             }
             // Not silently ignored: without guidance nothing could come of it.
-            false if draft.negative_prompt.is_some_and(|text| !text.is_empty()) => {
+            false
+                if draft
+                    .negative_prompt
+                    .as_ref()
+                    .is_some_and(|text| !text.is_empty()) =>
+            {
                 return Err(Invalid::value(
                     "negative_prompt",
                     format!("needs a {} above 1", names.guidance_scale),
@@ -264,6 +269,7 @@ impl ImageIntake {
             images,
             prompt,
             negative,
+            negative_given: draft.negative_prompt.is_some(),
             guidance_scale,
             steps,
             schedule,

@@ -6,6 +6,7 @@ mod decoding;
 mod gguf_files;
 mod goldens;
 mod loading;
+mod pictures;
 mod poison;
 mod prefixes;
 mod rows;

@@ -75,12 +75,17 @@ pub struct DiffusionModel {
     rows: Vec<Option<Row>>,
     /// Prompts read lately, the latest last.
     prompts: Vec<ReadPrompt>,
+    noise: NoiseSource,
 }
+
+/// Where noise comes from: [`random::fill`], or in tests a reference's own.
+pub type NoiseSource = Box<dyn Fn(u64, random::NoiseUse, &mut [f32])>;
 
 struct ReadPrompt {
     prompt: Arc<[PromptTokens]>,
     side: PromptSide,
     chunks: usize,
+    given: bool,
     conditioning: Arc<Conditioning>,
 }
 
@@ -108,7 +113,15 @@ impl DiffusionModel {
             },
             rows: (0..options.batch_size).map(|_| None).collect(),
             prompts: Vec::new(),
+            noise: Box::new(random::fill),
         }
+    }
+
+    /// The same model with noise from elsewhere.
+    #[must_use]
+    pub fn with_noise(mut self, noise: NoiseSource) -> Self {
+        self.noise = noise;
+        self
     }
 
     /// Height and width of a job's latent.
@@ -141,9 +154,10 @@ impl DiffusionModel {
         };
         let size = self.latent_size(image);
         let channels = self.denoiser.latent_channels();
-        let (vae, row) = (&self.vae, &mut self.rows[slot.index()]);
-        let row = row.as_mut().expect("the slot was looked at above");
-        row.begin(vae, size, channels, positive, negative)
+        let (vae, noise) = (&self.vae, &self.noise);
+        let row = self.rows[slot.index()].as_mut();
+        let row = row.expect("the slot was looked at above");
+        row.begin(vae, noise, (size.0, size.1, channels), positive, negative)
     }
 
     fn read(
@@ -154,7 +168,8 @@ impl DiffusionModel {
     ) -> Result<Arc<Conditioning>, ModelError> {
         let chunks = chunks(job);
         let is_same = |read: &ReadPrompt| {
-            read.side == side && read.chunks == chunks && read.prompt == *prompt
+            (read.side, read.chunks, read.given) == (side, chunks, job.negative_given)
+                && read.prompt == *prompt
         };
         if let Some(place) = self.prompts.iter().position(is_same) {
             let read = self.prompts.remove(place);
@@ -170,6 +185,7 @@ impl DiffusionModel {
             prompt: Arc::clone(prompt),
             side,
             chunks,
+            given: job.negative_given,
             conditioning: Arc::clone(&conditioning),
         });
         Ok(conditioning)
@@ -188,7 +204,7 @@ impl DiffusionModel {
             .collect::<Result<_, _>>()?;
         let state = RowState::cat(&states)?;
         let output = self.predict(&rows, &steps, &state.x)?;
-        let noise = step_noise(&rows, &steps, &state.x)?;
+        let noise = self.step_noise(&rows, &steps, &state.x)?;
         let next = state.update(&steps, &output, noise.as_ref())?;
         for (index, slot) in slots.iter().enumerate() {
             let row = self.rows[slot.index()].as_mut();
@@ -241,6 +257,27 @@ impl DiffusionModel {
             })
             .collect::<Result<Vec<Tensor>, ModelError>>()?;
         Ok(Tensor::cat(&guided, 0)?)
+    }
+
+    /// Fresh noise for the rows whose step draws some, zeros for the others; nothing if none does.
+    fn step_noise(
+        &self,
+        rows: &[&Row],
+        steps: &[StepCoefficients],
+        x: &Tensor,
+    ) -> Result<Option<Tensor>, ModelError> {
+        if !steps.iter().any(StepCoefficients::needs_noise) {
+            return Ok(None);
+        }
+        let len = x.elem_count() / rows.len();
+        let mut noise = vec![0f32; len * rows.len()];
+        for ((row, step), noise) in rows.iter().zip(steps).zip(noise.chunks_mut(len)) {
+            if step.needs_noise() {
+                let (seed, purpose) = row.step_noise();
+                (self.noise)(seed, purpose, noise);
+            }
+        }
+        Ok(Some(Tensor::from_vec(noise, x.shape(), x.device())?))
     }
 
     /// The picture of a row whose steps are done.
@@ -369,23 +406,4 @@ fn chunks(job: &ImageJob) -> usize {
         .map(|prompt| prompt.chunks.len())
         .max()
         .unwrap_or(1)
-}
-
-/// Fresh noise for the rows whose step draws some, zeros for the others; nothing if none does.
-fn step_noise(
-    rows: &[&Row],
-    steps: &[StepCoefficients],
-    x: &Tensor,
-) -> Result<Option<Tensor>, ModelError> {
-    if !steps.iter().any(StepCoefficients::needs_noise) {
-        return Ok(None);
-    }
-    let len = x.elem_count() / rows.len();
-    let mut noise = vec![0f32; len * rows.len()];
-    for ((row, step), noise) in rows.iter().zip(steps).zip(noise.chunks_mut(len)) {
-        if step.needs_noise() {
-            row.draw_step_noise(noise);
-        }
-    }
-    Ok(Some(Tensor::from_vec(noise, x.shape(), x.device())?))
 }

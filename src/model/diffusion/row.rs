@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::NoiseSource;
 use super::denoiser::{Conditioning, PromptSide};
-use super::random::{NoiseUse, fill};
+use super::random::NoiseUse;
 use super::schedule::rows::RowState;
 use super::schedule::{Mixture, NoiseSchedule, StepCoefficients};
 use super::vae::{Vae, pixels};
@@ -131,31 +132,27 @@ impl Row {
             .ok_or_else(|| ModelError::Device("a row was run that has not begun".to_owned()))
     }
 
-    /// Fresh noise for the step to come.
-    pub(super) fn draw_step_noise(&self, noise: &mut [f32]) {
+    /// What names the fresh noise of the step to come.
+    pub(super) fn step_noise(&self) -> (u64, NoiseUse) {
         let step = (self.schedule.first() + self.step) as u32;
-        fill(
-            self.image().seed_of(self.choice),
-            NoiseUse::Step(step),
-            noise,
-        );
+        (self.image().seed_of(self.choice), NoiseUse::Step(step))
     }
 
     /// Puts the latent where the first step begins: at noise, or at the source under noise.
     pub(super) fn begin(
         &mut self,
         vae: &Vae,
-        (height, width): (usize, usize),
-        channels: usize,
+        noise: &NoiseSource,
+        (height, width, channels): (usize, usize, usize),
         positive: Arc<Conditioning>,
         negative: Option<Arc<Conditioning>>,
     ) -> Result<(), ModelError> {
         let shape = (1, height, width, channels);
         let seed = self.image().seed_of(self.choice);
         let draw = |purpose| {
-            let mut noise = vec![0f32; height * width * channels];
-            fill(seed, purpose, &mut noise);
-            Tensor::from_vec(noise, shape, vae.device())
+            let mut values = vec![0f32; height * width * channels];
+            noise(seed, purpose, &mut values);
+            Tensor::from_vec(values, shape, vae.device())
         };
         let noise = draw(NoiseUse::Initial)?;
         let (x, kept) = match &self.image().source {

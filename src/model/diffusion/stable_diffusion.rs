@@ -85,13 +85,6 @@ impl StableDiffusion {
         })
     }
 
-    /// Whether nothing at all is asked for: every chunk is as an empty prompt has it.
-    fn is_empty(&self, prompt: &[PromptTokens]) -> bool {
-        let mut empty = PromptTokens::default();
-        self.frontend.pad(0, &mut empty, prompt[0].chunks.len());
-        prompt[0] == empty
-    }
-
     /// SDXL's size conditioning: the size that the picture "had", where it was cropped, its size.
     fn size_ids(job: &ImageJob) -> [f64; 6] {
         let (height, width) = (f64::from(job.height), f64::from(job.width));
@@ -140,7 +133,7 @@ impl Denoiser for StableDiffusion {
         let pooled = pooled.filter(|_| self.config.generation == Generation::Xl);
         let zero = side == PromptSide::Negative
             && self.config.force_zeros_for_empty_prompt
-            && self.is_empty(prompt);
+            && !job.negative_given;
         if zero {
             return Ok(Conditioning {
                 context: context.zeros_like()?,
