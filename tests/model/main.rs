@@ -10,5 +10,6 @@ mod pictures;
 mod poison;
 mod prefixes;
 mod rows;
+mod schedules;
 mod serving;
 mod smollm2;

@@ -43,7 +43,7 @@ fn order(config: &ScheduleConfig, steps: usize, i: usize, first: usize, sigmas: 
     let most = if left == 1 && (config.euler_at_final || few || config.final_sigma_zero) {
         1
     } else if left == 2 && few {
-        2
+        config.solver_order.min(2)
     } else {
         config.solver_order
     };
