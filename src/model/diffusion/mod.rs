@@ -7,7 +7,6 @@
 //! rows apart, so that a picture drawn in company is the picture drawn alone, bit for bit.
 
 pub mod clip;
-pub mod conditioning;
 pub mod config;
 pub mod denoiser;
 pub mod frontend;

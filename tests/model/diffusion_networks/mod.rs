@@ -2,7 +2,6 @@
 //!
 //! Tests that begin with `fault` hold a fault of the stock pipeline away, by its number in the notes.
 
-mod conditioning;
 mod fixture;
 mod text;
 mod tokens;
