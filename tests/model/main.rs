@@ -3,6 +3,7 @@
 
 mod company;
 mod decoding;
+mod diffusion_networks;
 mod gguf_files;
 mod goldens;
 mod loading;

@@ -60,11 +60,11 @@ impl ClipTokenizer {
             false => pipeline_of_parts(folder, &named("unk_token", END))?,
         };
         let specials = [bos, eos, pad];
-        // In a folder of parts, nothing else says that these are not ordinary text.
+        // Whatever is named special is one token wherever it stands, as in transformers: where a model pads with
+        // "!", so is the exclamation mark of a prompt.
         let added = specials
             .iter()
             .filter(|text| pipeline.token_to_id(text).is_some())
-            .filter(|text| text.starts_with("<|"))
             .map(|text| AddedToken::from(text.as_str(), true).normalized(false));
         let added: Vec<AddedToken> = added.collect();
         pipeline
