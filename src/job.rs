@@ -227,6 +227,9 @@ pub struct ImageJob {
     /// What not to draw, likewise. There exactly when guidance is on (`guidance_scale` above 1), which
     /// costs each row a second one in the forward pass.
     pub negative: Option<Arc<[PromptTokens]>>,
+    /// Whether the client said what not to draw, if only that it is nothing: some models read nothing said
+    /// and nothing meant differently.
+    pub negative_given: bool,
     /// How far the prediction is pushed away from `negative`'s; 1 or less switches guidance off.
     pub guidance_scale: f32,
     /// Steps of the whole schedule, at least 1; see [`iterations`](Self::iterations).
@@ -236,7 +239,7 @@ pub struct ImageJob {
     /// Space the noise levels as in Karras et al. (arXiv 2206.00364).
     pub karras: bool,
     /// The share of fresh noise in DDIM's steps: 0 for none, 1 for as much as DDPM.
-    pub eta: f32,
+    pub eta: f64,
     /// Keys the noise of the first picture; see [`seed_of`](Self::seed_of).
     pub seed: u64,
     /// Begin from a picture instead of noise alone.
@@ -247,17 +250,18 @@ pub struct ImageJob {
 
 impl ImageJob {
     /// Denoising steps that a row takes: fewer than `steps` where a picture is the beginning, as in
-    /// diffusers' img2img. 0 is possible: the picture comes back as the VAE sees it.
+    /// diffusers' img2img. At least 1, in a job that intake has made.
     pub fn iterations(&self) -> u32 {
         match &self.source {
             None => self.steps,
             Some(source) => {
-                // In f64, and down, as Python's int() of a product: of the decimal that was written,
-                // for 0.7 in f32 is a little less, and a step of ten would be lost.
-                let strength = f64::from(source.strength);
-                let strength = source.strength.to_string().parse().unwrap_or(strength);
-                let steps = f64::from(self.steps) * strength;
-                (steps as u32).min(self.steps)
+                let steps = f64::from(self.steps);
+                let run = steps * source.strength;
+                // As diffusers rounds: the steps down, and for flows the first step's number.
+                match self.schedule {
+                    ScheduleName::FlowMatchEuler => self.steps - (steps - run) as u32,
+                    _ => (run as u32).min(self.steps),
+                }
             }
         }
     }
@@ -296,7 +300,7 @@ pub struct SourceImage {
     /// Of the job's size.
     pub picture: Arc<Picture>,
     /// How much of the schedule is run: 1 forgets the picture. Above 0, up to 1.
-    pub strength: f32,
+    pub strength: f64,
     /// Where to draw anew; everywhere if there is none. Of the job's size.
     pub mask: Option<Arc<Mask>>,
 }

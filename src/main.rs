@@ -4,6 +4,7 @@
 //! cannot be used.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +24,8 @@ use girandole::intake::{ImageDefaults, ImageIntake, Intake, TextDefaults, TextIn
 use girandole::kernels::candle_threads::set_candle_threads;
 use girandole::kernels::isa::Isa;
 use girandole::kernels::threads::set_compute_threads;
+use girandole::model::diffusion::loader::is_diffusers_folder;
+use girandole::model::image_frontend::ImageFrontend;
 use girandole::model::manifest::{GenerationDefaults, Manifest, ModelFiles};
 use girandole::model::scripted::{
     self, Script, ScriptedFrontend, ScriptedImageModel, ScriptedModel,
@@ -31,7 +34,7 @@ use girandole::model::sources::cache::Verdict;
 use girandole::model::sources::{self, LoadFormat, ModelRef, SourceSettings};
 use girandole::model::text::chat_template::ChatTemplate;
 use girandole::model::text::tokenizer::TextTokenizer;
-use girandole::model::{Model, ModelError, loader};
+use girandole::model::{Model, ModelError, diffusion, loader};
 use girandole::shutdown::{Signals, on_signals};
 use girandole::telemetry::{Metrics, start_logging};
 use girandole::time::{Clock, RealClock};
@@ -145,7 +148,10 @@ fn read_keys(config: &Config) -> anyhow::Result<ApiKeys> {
 fn prepare(config: &ModelConfig, sources: &SourceSettings) -> anyhow::Result<PreparedModel> {
     match sources::fetch(&config.model, config.load_format, sources)? {
         ModelFiles::Scripted(path) => prepare_scripted(config, Script::read(&path)?),
-        files => prepare_text(config, &files),
+        files => match diffusers_folder(&files) {
+            Some((folder, dummy_seed)) => prepare_images(config, folder, dummy_seed),
+            None => prepare_text(config, &files),
+        },
     }
 }
 
@@ -183,6 +189,47 @@ fn prepare_scripted_images(config: &ModelConfig, script: Script) -> PreparedMode
             Ok(Box::new(model) as Box<dyn Model>)
         }),
     }
+}
+
+/// The folder of an image model, with the seed of its weights if they are random.
+fn diffusers_folder(files: &ModelFiles) -> Option<(&Path, Option<u64>)> {
+    let (folder, seed) = match files {
+        ModelFiles::Folder(folder) => (folder.as_path(), None),
+        ModelFiles::Dummy { config, seed } => (config.parent()?, Some(*seed)),
+        ModelFiles::Gguf(_) | ModelFiles::Scripted(_) => return None,
+    };
+    is_diffusers_folder(folder).then_some((folder, seed))
+}
+
+fn prepare_images(
+    config: &ModelConfig,
+    folder: &Path,
+    dummy_seed: Option<u64>,
+) -> anyhow::Result<PreparedModel> {
+    let assets = diffusion::loader::load_assets(folder, dummy_seed)?;
+    let (device, options) = (config.device, config.diffusion.clone());
+    let neutral = ImageDefaults::default();
+    let (width, height) = assets.size;
+    Ok(PreparedModel {
+        intake: Intake::Image(ImageIntake {
+            frontend: Arc::clone(&assets.frontend) as Arc<dyn ImageFrontend>,
+            size_factor: assets.size_factor,
+            defaults: ImageDefaults {
+                width,
+                height,
+                steps: config.default_steps.unwrap_or(neutral.steps),
+                guidance_scale: config
+                    .default_guidance_scale
+                    .unwrap_or(neutral.guidance_scale),
+                ..neutral
+            },
+            limits: config.image_limits.clone(),
+        }),
+        build: Box::new(move || {
+            let model = diffusion::loader::build(&assets, device, &options)?;
+            Ok(Box::new(model) as Box<dyn Model>)
+        }),
+    })
 }
 
 fn prepare_text(config: &ModelConfig, files: &ModelFiles) -> anyhow::Result<PreparedModel> {

@@ -24,6 +24,7 @@ use crate::events::store::Retention;
 use crate::intake::{ImageLimits, TextLimits};
 use crate::kernels::isa::Isa;
 use crate::model::device::DeviceSpec;
+use crate::model::diffusion::DiffusionOptions;
 use crate::model::manifest::{Catalogue, ManifestError};
 use crate::model::sources::{LoadFormat, ModelRef, SourceSettings};
 use crate::model::text::options::TextOptions;
@@ -70,6 +71,8 @@ pub struct ModelConfig {
     pub device: DeviceSpec,
     /// How a text model is set up.
     pub text: TextOptions,
+    /// How an image model is set up.
+    pub diffusion: DiffusionOptions,
     /// Its engine's settings.
     pub engine: EngineConfig,
     /// How far a request for text may go.
@@ -78,6 +81,10 @@ pub struct ModelConfig {
     pub image_limits: ImageLimits,
     /// New tokens of a request that does not say, if the configuration does.
     pub default_max_tokens: Option<u32>,
+    /// Denoising steps of a request that does not say, if the configuration does.
+    pub default_steps: Option<u32>,
+    /// Guidance of a request that does not say, if the configuration does.
+    pub default_guidance_scale: Option<f32>,
 }
 
 /// How log lines look.

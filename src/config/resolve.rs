@@ -13,6 +13,7 @@ use crate::events::store::Retention;
 use crate::intake::{ImageLimits, TextLimits};
 use crate::kernels::isa::Isa;
 use crate::model::device::FloatType;
+use crate::model::diffusion::DiffusionOptions;
 use crate::model::manifest::{Catalogue, is_model_name};
 use crate::model::sources::{
     HubSettings, LoadFormat, ModelRef, SourceSettings, default_cache_folder,
@@ -264,6 +265,14 @@ fn resolve_model(
             kv_dtype: float_type(values, "kv_dtype")?,
             dtype: float_type(values, "dtype")?,
         },
+        diffusion: DiffusionOptions {
+            batch_size: engine.scheduler.batch_size,
+            dtype: float_type(values, "dtype")?,
+            decode_memory_bytes: values.number("decode_memory_bytes", 1 << 20..=1 << 40)?,
+            max_image_pixels: values.number("max_image_pixels", 1..=MAX_IMAGE_PIXELS)?,
+        },
+        default_steps: values.optional_number("default_steps", 1..=1_000)?,
+        default_guidance_scale: guidance_scale(values)?,
         limits: limits(values, &engine)?,
         image_limits: image_limits(values, &engine)?,
         engine,
@@ -354,6 +363,18 @@ fn image_limits(values: &Values, engine: &EngineConfig) -> Result<ImageLimits, C
         max_source_pixels: values.number("max_source_pixels", 1..=MAX_IMAGE_PIXELS)?,
         ..ImageLimits::default()
     })
+}
+
+fn guidance_scale(values: &Values) -> Result<Option<f32>, ConfigError> {
+    const EXPECTED: &str = "a number from 0 to 30";
+    let Some(text) = values.text("default_guidance_scale") else {
+        return Ok(None);
+    };
+    let scale = text.parse::<f32>().ok();
+    match scale.filter(|scale| (0.0..=30.0).contains(scale)) {
+        Some(scale) => Ok(Some(scale)),
+        None => Err(values.refuse("default_guidance_scale", text, EXPECTED)),
+    }
 }
 
 /// Rows that the engine could ever hold.

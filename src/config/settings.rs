@@ -121,6 +121,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(MODELS, "prefix_cache_tokens", "TOKENS", "",
         "Tokens of the KV cache kept for prompts that begin alike, when no row holds them any more; \
          0 switches prefix caching off [default: a quarter of it]").per_model(),
+    one(MODELS, "decode_memory_bytes", "BYTES", "1073741824",
+        "Memory for decoding one picture; larger ones are decoded in tiles").per_model(),
     one(MODELS, "compute_threads", "COUNT", "",
         "Threads for the models' arithmetic [default: the cores that the process may use, less one for \
          HTTP if they are three or more]"),
@@ -189,6 +191,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(LIMITS, "max_top_logprobs", "COUNT", "20",
         "Alternatives reported for each token").per_model(),
     one(LIMITS, "max_temperature", "NUMBER", "2", "The highest temperature").per_model(),
+    one(LIMITS, "default_steps", "COUNT", "",
+        "Denoising steps of a request that does not say [default: 20]").per_model(),
+    one(LIMITS, "default_guidance_scale", "NUMBER", "",
+        "Guidance of a request that does not say; 1 or less switches it off [default: 7.5]").per_model(),
     one(LIMITS, "max_images", "COUNT", "10", "Pictures of one request").per_model(),
     one(LIMITS, "max_image_pixels", "PIXELS", "1048576",
         "Width times height of a picture to be drawn").per_model(),

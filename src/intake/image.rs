@@ -175,7 +175,7 @@ pub struct ImageDefaults {
     /// See [`ImageJob::guidance_scale`].
     pub guidance_scale: f32,
     /// See [`SourceImage::strength`].
-    pub strength: f32,
+    pub strength: f64,
     /// A name of a noise schedule; the model's own if there is none.
     pub schedule: Option<String>,
 }
@@ -232,10 +232,10 @@ impl ImageIntake {
         let guidance_scale = number_between(
             names.guidance_scale,
             draft.guidance_scale,
-            self.defaults.guidance_scale,
+            self.defaults.guidance_scale.into(),
             0.0,
-            self.limits.max_guidance_scale,
-        )?;
+            self.limits.max_guidance_scale.into(),
+        )? as f32;
         let eta = number_between("eta", draft.eta, 0.0, 0.0, 1.0)?;
         let wanted = draft
             .schedule
@@ -255,7 +255,12 @@ impl ImageIntake {
                 Some(self.tokens("negative_prompt", text)?)
             }
             // Not silently ignored: without guidance nothing could come of it.
-            false if draft.negative_prompt.is_some_and(|text| !text.is_empty()) => {
+            false
+                if draft
+                    .negative_prompt
+                    .as_ref()
+                    .is_some_and(|text| !text.is_empty()) =>
+            {
                 return Err(Invalid::value(
                     "negative_prompt",
                     format!("needs a {} above 1", names.guidance_scale),
@@ -269,6 +274,7 @@ impl ImageIntake {
             images,
             prompt,
             negative,
+            negative_given: draft.negative_prompt.is_some(),
             guidance_scale,
             steps,
             schedule,
@@ -449,15 +455,13 @@ fn whole_between(
 fn number_between(
     field: &str,
     given: Option<f64>,
-    otherwise: f32,
-    least: f32,
-    most: f32,
-) -> Result<f32, Invalid> {
-    let Some(value) = given else {
-        return Ok(otherwise);
-    };
-    if (f64::from(least)..=f64::from(most)).contains(&value) {
-        return Ok(value as f32);
+    otherwise: f64,
+    least: f64,
+    most: f64,
+) -> Result<f64, Invalid> {
+    let value = given.unwrap_or(otherwise);
+    if (least..=most).contains(&value) {
+        return Ok(value);
     }
     let message = format!("is {value}; it must be {least} to {most}");
     Err(Invalid::value(field, message))

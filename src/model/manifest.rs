@@ -18,7 +18,8 @@ pub enum ModelFiles {
     Folder(PathBuf),
     /// Seeded random weights in the shape of a `config.json` (the file itself).
     Dummy {
-        /// The `config.json`; a `tokenizer.json` beside it is used if there is one.
+        /// The `config.json`, beside which a `tokenizer.json` is used if there is one; or the
+        /// `model_index.json` of an image model's folder.
         config: PathBuf,
         /// Seed of the weights.
         seed: u64,

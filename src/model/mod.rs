@@ -4,6 +4,7 @@
 //! `Send` and there is no lock around it.
 
 pub mod device;
+pub mod diffusion;
 pub mod image_frontend;
 pub mod loader;
 pub mod manifest;

@@ -3,11 +3,14 @@
 
 mod company;
 mod decoding;
+mod diffusion_networks;
 mod gguf_files;
 mod goldens;
 mod loading;
+mod pictures;
 mod poison;
 mod prefixes;
 mod rows;
+mod schedules;
 mod serving;
 mod smollm2;

@@ -1,16 +1,24 @@
-//! Attention of every query to every key of its row.
+//! Attention of every query to every key of its row, block after block of keys, so that no matrix of all scores is made.
+//!
+//! Scores and weighted sums are products as convolutions are ([`super::panel`]). After each block, what was summed before
+//! is made relative to the largest score so far. Blocks begin at the first key and have a length of the head's size alone:
+//! what a query computes does not depend on the other queries.
+
+use std::cell::RefCell;
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use super::panel::{Begin, COLUMNS, PIXEL_STRIDE, SEGMENT_INPUTS, Segment, multiply};
+use super::softmax::{Softmax, rescale, weigh};
 use super::stock;
-use crate::kernels::math::exp;
+use crate::kernels::shared_output::SharedOutput;
 use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 use crate::kernels::threads;
 
 /// What queries do not see.
 #[derive(Debug, Clone, Copy)]
 pub enum Mask<'a> {
-    /// Query `i` sees the keys `0..=i`.
+    /// The last query sees all keys, each before it one less.
     Causal,
     /// The queries of row `r` see its first `lengths[r]` keys, at least one.
     KeyLengths(&'a [usize]),
@@ -56,66 +64,308 @@ pub fn attention(
     if !is_on_cpu(q) {
         return stock::attention(q, k, v, heads, scale, mask);
     }
-    let head_dim = width / heads;
-    let mut output = vec![0f32; rows * queries * width];
-    with_slice::<f32, _>(q, |q| {
+    let shape = Shape {
+        queries,
+        keys,
+        heads,
+        head_dim: width / heads,
+        scale,
+    };
+    let output = with_slice::<f32, _>(q, |q| {
         with_slice::<f32, _>(k, |k| {
-            with_slice::<f32, _>(v, |v| {
-                threads::for_each_chunk(&mut output, width, |token, output| {
-                    let (row, query) = (token / queries, token % queries);
-                    let seen = match mask {
-                        None => keys,
-                        Some(Mask::Causal) => query + 1,
-                        Some(Mask::KeyLengths(lengths)) => lengths[row],
-                    };
-                    let range = row * keys * width..(row * keys + seen) * width;
-                    let (k, v) = (&k[range.clone()], &v[range]);
-                    let q = &q[token * width..(token + 1) * width];
-                    for head in 0..heads {
-                        let head = head * head_dim..(head + 1) * head_dim;
-                        let output = &mut output[head.clone()];
-                        attend(&q[head.clone()], k, v, width, head.start, scale, output);
-                    }
-                });
-                Ok(())
-            })
+            with_slice::<f32, _>(v, |v| Ok(shape.attend(q, k, v, mask)))
         })
     })?;
     Tensor::from_vec(output, (rows, queries, width), &Device::Cpu)
 }
 
-/// One head of one query. k, v: (keys, width), the head's columns from `start`.
-fn attend(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    width: usize,
-    start: usize,
+/// Queries of a task: a multiple of what kernels take at once.
+const TASK_QUERIES: usize = 56;
+/// The most keys of a block.
+const MAX_BLOCK_KEYS: usize = 512;
+/// Elements of the keys of a block: with its values they lie in the second-level cache.
+const BLOCK_ELEMENTS: usize = 32 * 1024;
+/// Elements of the packed keys and values of the rows that are worked on at a time.
+const PACKED_ELEMENTS: usize = 4 << 20;
+
+#[derive(Clone, Copy)]
+struct Shape {
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    head_dim: usize,
     scale: f32,
-    output: &mut [f32],
-) {
-    let columns = start..start + q.len();
-    let mut scores: Vec<f32> = k
-        .chunks_exact(width)
-        .map(|key| {
-            let products = q.iter().zip(&key[columns.clone()]);
-            scale * products.fold(0f32, |sum, (q, k)| q.mul_add(*k, sum))
-        })
-        .collect();
-    let largest = scores.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    let mut total = 0f32;
-    for score in &mut scores {
-        *score = exp(*score - largest);
-        total += *score;
+}
+
+/// What a thread works in, kept between tasks.
+#[derive(Default)]
+struct Scratch {
+    /// Per segment of the head (queries, [`PIXEL_STRIDE`]), scaled.
+    queries: Vec<f32>,
+    /// (tiles of keys, queries, 16)
+    scores: Vec<[f32; COLUMNS]>,
+    /// Per segment of keys (queries, [`PIXEL_STRIDE`]).
+    weights: Vec<f32>,
+    /// (tiles of the head, queries, 16)
+    values: Vec<[f32; COLUMNS]>,
+    softmax: Softmax,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Shape {
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
     }
-    output.fill(0.0);
-    for (weight, value) in scores.iter().zip(v.chunks_exact(width)) {
-        for (output, value) in output.iter_mut().zip(&value[columns.clone()]) {
-            *output = weight.mul_add(*value, *output);
+
+    /// Keys of a block: whole segments; of the head's size alone, so that sums have one order.
+    fn block_keys(&self) -> usize {
+        let segments = BLOCK_ELEMENTS / self.head_dim / SEGMENT_INPUTS;
+        SEGMENT_INPUTS * segments.clamp(1, MAX_BLOCK_KEYS / SEGMENT_INPUTS)
+    }
+
+    /// Lines of sixteen of a packed head: keys (tiles of keys, head dim), then per block of keys values (tiles of the
+    /// head, keys).
+    fn packed_lines(&self) -> (usize, usize) {
+        (
+            self.keys.div_ceil(COLUMNS) * self.head_dim,
+            self.head_dim.div_ceil(COLUMNS) * self.keys,
+        )
+    }
+
+    fn attend(&self, q: &[f32], k: &[f32], v: &[f32], mask: Option<Mask<'_>>) -> Vec<f32> {
+        let rows = q.len() / (self.queries * self.width());
+        let (key_lines, value_lines) = self.packed_lines();
+        let head_lines = key_lines + value_lines;
+        let row_lines = self.heads * head_lines;
+        let rows_at_once = (PACKED_ELEMENTS / COLUMNS / row_lines).clamp(1, rows.max(1));
+        let mut packed = vec![[0f32; COLUMNS]; rows_at_once * row_lines];
+        let panels = self.queries.div_ceil(TASK_QUERIES);
+        let mut output = vec![0f32; q.len()];
+        let shared = SharedOutput::new(&mut output);
+        for first_row in (0..rows).step_by(rows_at_once) {
+            let rows = rows_at_once.min(rows - first_row);
+            let packed = &mut packed[..rows * row_lines];
+            threads::for_each_chunk(packed, head_lines, |index, packed| {
+                let (row, head) = (first_row + index / self.heads, index % self.heads);
+                let from = row * self.keys * self.width() + head * self.head_dim;
+                let (keys, values) = packed.split_at_mut(key_lines);
+                self.pack_keys(&k[from..], keys);
+                self.pack_values(&v[from..], values);
+            });
+            let packed = &*packed;
+            let operations = 2 * TASK_QUERIES * self.keys * self.head_dim;
+            threads::for_each_range(rows * self.heads * panels, operations, |tasks| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    for task in tasks {
+                        let (index, panel) = (task / panels, task % panels);
+                        let (row, head) = (first_row + index / self.heads, index % self.heads);
+                        let place = Place {
+                            row,
+                            head,
+                            first: panel * self.queries / panels,
+                            end: (panel + 1) * self.queries / panels,
+                        };
+                        let packed = &packed[index * head_lines..(index + 1) * head_lines];
+                        self.task(&place, q, packed, mask, scratch, &shared);
+                    }
+                });
+            });
+        }
+        output
+    }
+
+    /// k: the head's keys, a token each `width` -> (tiles, head dim, 16)
+    fn pack_keys(&self, k: &[f32], packed: &mut [[f32; COLUMNS]]) {
+        for (tile, packed) in packed.chunks_exact_mut(self.head_dim).enumerate() {
+            let keys = COLUMNS.min(self.keys - tile * COLUMNS);
+            for lane in 0..COLUMNS {
+                if lane < keys {
+                    let at = (tile * COLUMNS + lane) * self.width();
+                    for (packed, k) in packed.iter_mut().zip(&k[at..at + self.head_dim]) {
+                        packed[lane] = *k;
+                    }
+                } else {
+                    for packed in packed.iter_mut() {
+                        packed[lane] = 0.0;
+                    }
+                }
+            }
         }
     }
-    for output in output {
-        *output /= total;
+
+    /// v: the head's values, a token each `width` -> per block (tiles of the head, keys, 16)
+    fn pack_values(&self, v: &[f32], packed: &mut [[f32; COLUMNS]]) {
+        let mut packed = packed.iter_mut();
+        for first in (0..self.keys).step_by(self.block_keys()) {
+            let keys = first..self.keys.min(first + self.block_keys());
+            for column in (0..self.head_dim).step_by(COLUMNS) {
+                let columns = COLUMNS.min(self.head_dim - column);
+                for (key, packed) in keys.clone().zip(&mut packed) {
+                    let v = &v[key * self.width() + column..][..columns];
+                    match v.first_chunk() {
+                        Some(v) => *packed = *v,
+                        None => {
+                            *packed = [0.0; COLUMNS];
+                            packed[..columns].copy_from_slice(v);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// One head of a few queries of one row.
+    fn task(
+        &self,
+        place: &Place,
+        q: &[f32],
+        packed: &[[f32; COLUMNS]],
+        mask: Option<Mask<'_>>,
+        scratch: &mut Scratch,
+        output: &SharedOutput<'_>,
+    ) {
+        let count = place.end - place.first;
+        let (packed_keys, packed_values) = packed.split_at(self.packed_lines().0);
+        let block_keys = self.block_keys();
+        let head_tiles = self.head_dim.div_ceil(COLUMNS);
+        scratch.prepare(count, self.head_dim, block_keys);
+        let head_segments = self.gather_queries(place, q, &mut scratch.queries);
+        let seen = |query: usize| match mask {
+            None => self.keys,
+            Some(Mask::Causal) => {
+                (place.first + query + 1 + self.keys - self.queries).min(self.keys)
+            }
+            Some(Mask::KeyLengths(lengths)) => lengths[place.row],
+        };
+        // The last query sees most.
+        let end = seen(count - 1);
+        for first in (0..end).step_by(block_keys) {
+            let keys = block_keys.min(end - first);
+            let tiles = keys.div_ceil(COLUMNS);
+            let first_line = first / COLUMNS * self.head_dim;
+            let scores = &mut scratch.scores[..tiles * count];
+            multiply(
+                &scratch.queries,
+                &head_segments,
+                &packed_keys[first_line..first_line + tiles * self.head_dim],
+                count,
+                Begin::Fresh,
+                scores,
+            );
+            for query in 0..count {
+                let visible = seen(query).saturating_sub(first).min(keys);
+                weigh(
+                    scores,
+                    query,
+                    count,
+                    visible,
+                    &mut scratch.weights,
+                    &mut scratch.softmax,
+                );
+            }
+            let key_segments: Vec<Segment> = (0..keys)
+                .step_by(SEGMENT_INPUTS)
+                .map(|key| Segment {
+                    start: key * count * PIXEL_STRIDE / SEGMENT_INPUTS,
+                    len: SEGMENT_INPUTS.min(keys - key),
+                })
+                .collect();
+            // Of a block that the mask cuts, the tiles do not lie side by side.
+            let held = block_keys.min(self.keys - first);
+            let values = &packed_values[first * head_tiles..][..held * head_tiles];
+            let sums = &mut scratch.values[..head_tiles * count];
+            rescale(sums, &scratch.softmax.keep[..count]);
+            let values = if held == keys {
+                values.chunks_exact(values.len())
+            } else {
+                values.chunks_exact(held)
+            };
+            let tiles_at_once = head_tiles / values.len();
+            for (values, sums) in values.zip(sums.chunks_exact_mut(tiles_at_once * count)) {
+                multiply(
+                    &scratch.weights,
+                    &key_segments,
+                    &values[..tiles_at_once * keys],
+                    count,
+                    Begin::Add,
+                    sums,
+                );
+            }
+        }
+        for query in 0..count {
+            let factor = 1.0 / scratch.softmax.total[query];
+            let at = ((place.row * self.queries) + place.first + query) * self.width()
+                + place.head * self.head_dim;
+            for tile in 0..head_tiles {
+                let mut values = scratch.values[tile * count + query];
+                for value in &mut values {
+                    *value *= factor;
+                }
+                let columns = COLUMNS.min(self.head_dim - tile * COLUMNS);
+                output.write(at + tile * COLUMNS, &values[..columns]);
+            }
+        }
+    }
+
+    /// The head of each query, scaled, in segments.
+    fn gather_queries(&self, place: &Place, q: &[f32], to: &mut [f32]) -> Vec<Segment> {
+        let count = place.end - place.first;
+        let mut segments = Vec::with_capacity(self.head_dim.div_ceil(SEGMENT_INPUTS));
+        for column in (0..self.head_dim).step_by(SEGMENT_INPUTS) {
+            let start = segments.len() * count * PIXEL_STRIDE;
+            let len = SEGMENT_INPUTS.min(self.head_dim - column);
+            segments.push(Segment { start, len });
+            for (index, to) in to[start..start + count * PIXEL_STRIDE]
+                .chunks_exact_mut(PIXEL_STRIDE)
+                .enumerate()
+            {
+                let token = place.row * self.queries + place.first + index;
+                let from = token * self.width() + place.head * self.head_dim + column;
+                for (to, q) in to.iter_mut().zip(&q[from..from + len]) {
+                    *to = q * self.scale;
+                }
+            }
+        }
+        segments
+    }
+}
+
+/// Which queries a task is about.
+struct Place {
+    row: usize,
+    head: usize,
+    first: usize,
+    end: usize,
+}
+
+impl Scratch {
+    /// Room for a task, and nothing seen.
+    fn prepare(&mut self, count: usize, head_dim: usize, block_keys: usize) {
+        let segments = |inputs: usize| inputs.div_ceil(SEGMENT_INPUTS) * count * PIXEL_STRIDE;
+        let lines = |columns: usize| columns.div_ceil(COLUMNS) * count;
+        grow(&mut self.queries, segments(head_dim), 0.0);
+        grow(&mut self.weights, segments(block_keys), 0.0);
+        grow(&mut self.scores, lines(block_keys), [0.0; COLUMNS]);
+        self.values.clear();
+        self.values.resize(lines(head_dim), [0.0; COLUMNS]);
+        let softmax = &mut self.softmax;
+        for (numbers, value) in [
+            (&mut softmax.largest, f32::NEG_INFINITY),
+            (&mut softmax.total, 0.0),
+            (&mut softmax.keep, 1.0),
+        ] {
+            numbers.clear();
+            numbers.resize(count, value);
+        }
+    }
+}
+
+fn grow<T: Copy>(scratch: &mut Vec<T>, len: usize, value: T) {
+    if scratch.len() < len {
+        scratch.resize(len, value);
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::elementwise::{add, add_per_row};
+use super::product::{Geometry, PackedWeight, multiply_tensor};
 use super::stock;
-use crate::kernels::linear::Linear;
-use crate::kernels::tensor_data::{is_on_cpu, with_slice};
+use crate::kernels::tensor_data::is_on_cpu;
 
 /// How the kernel moves over the picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub struct Conv2d {
 
 #[derive(Debug, Clone)]
 enum Weight {
-    /// (out, kernel height * kernel width * in), on the CPU.
-    Packed(Arc<Linear>),
+    /// On the CPU.
+    Packed(Arc<PackedWeight>),
     /// As it came, on another device.
     Stock(Tensor),
 }
@@ -83,10 +83,8 @@ impl Conv2d {
         let weight = match is_on_cpu(&weight) {
             true => {
                 let (out, channels, height, width) = dims;
-                let flat = weight
-                    .permute((0, 2, 3, 1))?
-                    .reshape((out, height * width * channels))?;
-                Weight::Packed(Arc::new(Linear::dense(flat, bias.clone())?))
+                let flat = weight.reshape((out, channels, height * width))?;
+                Weight::Packed(Arc::new(PackedWeight::pack(&flat)?))
             }
             false => Weight::Stock(weight),
         };
@@ -113,11 +111,7 @@ impl Conv2d {
     /// # Errors
     /// When `x` has other channels, is smaller than the kernel, or on the CPU is not f32.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (height, width) = self.output_size(x)?;
-        match &self.weight {
-            Weight::Stock(weight) => stock::conv2d(x, weight, self.bias.as_ref(), self.options),
-            Weight::Packed(weight) => self.forward_packed(x, weight, height, width),
-        }
+        self.apply(x, None, None)
     }
 
     /// As [`Self::forward`], plus residual: (rows, height', width', out).
@@ -125,7 +119,7 @@ impl Conv2d {
     /// # Errors
     /// As [`Self::forward`], or when the residual does not fit.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        add(&self.forward(x)?, residual)
+        self.apply(x, None, Some(residual))
     }
 
     /// As [`Self::forward`], plus bias: (rows, out), the row's own, on each of its pixels.
@@ -133,7 +127,59 @@ impl Conv2d {
     /// # Errors
     /// As [`Self::forward`], or when the bias does not fit.
     pub fn forward_add_per_row(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        add_per_row(&self.forward(x)?, bias)
+        self.apply(x, Some(bias), None)
+    }
+
+    fn apply(
+        &self,
+        x: &Tensor,
+        per_row: Option<&Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (rows, height, width, _) = x.dims4()?;
+        let (out_height, out_width) = self.output_size(x)?;
+        let shape = [rows, out_height, out_width, self.dims.0];
+        if let Some(residual) = residual
+            && residual.dims() != shape
+        {
+            bail!(
+                "the residual has shape {:?}, the convolution {shape:?}",
+                residual.dims()
+            );
+        }
+        if let Some(bias) = per_row
+            && bias.dims() != [rows, self.dims.0]
+        {
+            bail!(
+                "the bias per row has shape {:?}, the convolution {shape:?}",
+                bias.dims()
+            );
+        }
+        match &self.weight {
+            Weight::Packed(weight) => {
+                let geometry = Geometry {
+                    kernel_width: self.dims.3,
+                    stride: self.options.stride,
+                    before: self.options.padding.amounts().0,
+                    height,
+                    width,
+                    out_height,
+                    out_width,
+                };
+                let bias = self.bias.as_ref();
+                multiply_tensor(weight, x, &geometry, bias, per_row, residual, &shape)
+            }
+            Weight::Stock(weight) => {
+                let mut y = stock::conv2d(x, weight, self.bias.as_ref(), self.options)?;
+                if let Some(bias) = per_row {
+                    y = add_per_row(&y, bias)?;
+                }
+                match residual {
+                    Some(residual) => add(&y, residual),
+                    None => Ok(y),
+                }
+            }
+        }
     }
 
     /// Height and width of the output.
@@ -160,46 +206,6 @@ impl Conv2d {
                 self.dims.3
             ),
         }
-    }
-
-    /// Line by line, the pixels that each output sees gathered into a row of a matrix product.
-    fn forward_packed(
-        &self,
-        x: &Tensor,
-        weight: &Linear,
-        out_height: usize,
-        out_width: usize,
-    ) -> Result<Tensor> {
-        let (rows, height, width, channels) = x.dims4()?;
-        let (out, _, kernel_height, kernel_width) = self.dims;
-        let (before, _) = self.options.padding.amounts();
-        let mut output = Vec::with_capacity(rows * out_height * out_width * out);
-        with_slice::<f32, _>(x, |x| {
-            for line in 0..rows * out_height {
-                let (row, line) = (line / out_height, line % out_height);
-                let mut seen = vec![0f32; out_width * kernel_height * kernel_width * channels];
-                let patches = seen.chunks_exact_mut(channels);
-                for (index, patch) in patches.enumerate() {
-                    let (column, tap) = (
-                        index / (kernel_height * kernel_width),
-                        index % (kernel_height * kernel_width),
-                    );
-                    let y = line * self.options.stride + tap / kernel_width;
-                    let x_ = column * self.options.stride + tap % kernel_width;
-                    if (before..height + before).contains(&y)
-                        && (before..width + before).contains(&x_)
-                    {
-                        let at = ((row * height + y - before) * width + x_ - before) * channels;
-                        patch.copy_from_slice(&x[at..at + channels]);
-                    }
-                }
-                let inputs = kernel_height * kernel_width * channels;
-                let seen = Tensor::from_vec(seen, (out_width, inputs), &Device::Cpu)?;
-                output.extend(weight.forward_to_host(&seen)?);
-            }
-            Ok(())
-        })?;
-        Tensor::from_vec(output, (rows, out_height, out_width, out), &Device::Cpu)
     }
 }
 

@@ -12,7 +12,11 @@ mod conv;
 mod elementwise;
 mod group_norm;
 mod layer_norm;
+mod linear;
+mod panel;
+mod product;
 mod resample;
+mod softmax;
 pub mod stock;
 #[cfg(test)]
 mod test_tensors;
@@ -22,26 +26,25 @@ pub use conv::{Conv2d, ConvOptions, Padding};
 pub use elementwise::{add, add_per_row, geglu, gelu_erf, quick_gelu, silu};
 pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
+pub use linear::Linear;
 pub use resample::{concat_channels, upsample_nearest, upsample_nearest_2x};
 
 use candle_core::{Result, Tensor};
 
-use super::linear::Linear;
-
-/// x: (.., k) of any rank -> (.., n), of the same dtype.
+/// A token-flat layer over `x`: (.., k) of any rank -> (.., n), of the same dtype. [`Linear`] is faster.
 ///
 /// # Errors
 /// When `x` does not fit the layer.
-pub fn linear(layer: &Linear, x: &Tensor) -> Result<Tensor> {
+pub fn linear(layer: &super::linear::Linear, x: &Tensor) -> Result<Tensor> {
     let (flat, shape) = flatten(layer, x)?;
     layer.forward(&flat)?.to_dtype(x.dtype())?.reshape(shape)
 }
 
-/// x: (.., k), residual: (.., n) -> their product plus `residual`.
+/// x: (.., k), residual: (.., n) -> their product plus `residual`. [`Linear::forward_add`] is faster.
 ///
 /// # Errors
 /// When `x` or `residual` does not fit the layer.
-pub fn linear_add(layer: &Linear, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+pub fn linear_add(layer: &super::linear::Linear, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
     let (flat, shape) = flatten(layer, x)?;
     let rows = flat.dim(0)?;
     let residual = residual.reshape((rows, layer.out_features()))?;
@@ -51,7 +54,7 @@ pub fn linear_add(layer: &Linear, x: &Tensor, residual: &Tensor) -> Result<Tenso
 }
 
 /// The input as (rows, k), and the shape of the output.
-fn flatten(layer: &Linear, x: &Tensor) -> Result<(Tensor, Vec<usize>)> {
+fn flatten(layer: &super::linear::Linear, x: &Tensor) -> Result<(Tensor, Vec<usize>)> {
     let mut shape = x.dims().to_vec();
     let Some(last) = shape.last_mut() else {
         candle_core::bail!("a linear layer takes at least one dimension");

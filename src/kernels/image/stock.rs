@@ -123,7 +123,7 @@ pub fn attention(
     if let Some(mask) = mask {
         let hidden: Vec<f32> = match mask {
             Mask::Causal => (0..queries)
-                .flat_map(|query| (0..keys).map(move |key| hide(key > query)))
+                .flat_map(|query| (0..keys).map(move |key| hide(key > query + keys - queries)))
                 .collect(),
             Mask::KeyLengths(lengths) => lengths
                 .iter()

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use self::cache::{CacheFolder, Verdict};
 pub use self::hub::HubSettings;
 pub use self::reference::{HubRepo, ModelRef, UnknownModel};
+use super::diffusion::config::MODEL_INDEX;
 use super::manifest::{FileDigest, Manifest, ModelFiles, Source};
 
 /// Where to look for models, and what is allowed.
@@ -120,6 +121,8 @@ fn fetch_shape(
 ) -> Result<ModelFiles, SourceError> {
     let config = match model {
         ModelRef::ConfigJson(path) => path.clone(),
+        // An image model's shape stands in several files, of which this one tells.
+        ModelRef::Folder(path) if path.join(MODEL_INDEX).is_file() => path.join(MODEL_INDEX),
         ModelRef::Folder(path) => path.join("config.json"),
         ModelRef::Scripted(path) => return Ok(ModelFiles::Scripted(path.clone())),
         ModelRef::Hub(repo) => hub::fetch_config(repo, settings)?,

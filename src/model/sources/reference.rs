@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::super::diffusion::config::MODEL_INDEX;
 use super::super::manifest::{Catalogue, MAX_NAME_CHARS, Manifest};
 
 /// A model, as the user named it.
@@ -12,7 +13,7 @@ pub enum ModelRef {
     Known(Box<Manifest>),
     /// A GGUF file.
     Gguf(PathBuf),
-    /// A folder with `config.json` and safetensors.
+    /// A folder with `config.json` and safetensors; or of an image model, with `model_index.json`.
     Folder(PathBuf),
     /// A `config.json` alone, for random weights.
     ConfigJson(PathBuf),
@@ -43,7 +44,9 @@ pub enum UnknownModel {
         known: Vec<String>,
     },
     /// A path to something that is no model.
-    #[error("neither a .gguf file, a config.json, nor a folder with a config.json")]
+    #[error(
+        "neither a .gguf file, a config.json, nor a folder with a config.json or a model_index.json"
+    )]
     Path,
     /// A malformed repository.
     #[error(
@@ -79,7 +82,9 @@ impl ModelRef {
 
     fn at(path: &Path) -> Option<Self> {
         if path.is_dir() {
-            let complete = path.join("config.json").is_file();
+            let complete = ["config.json", MODEL_INDEX]
+                .iter()
+                .any(|name| path.join(name).is_file());
             return complete.then(|| ModelRef::Folder(path.to_owned()));
         }
         match path.extension()?.to_str()? {

@@ -148,6 +148,7 @@ def autoencoder(golden, vae, generator):
     for height, width in [(8, 8), (5, 7)]:
         name = f"vae.{height}x{width}"
         latents = torch.randn(1, channels, height, width, generator=generator) / vae.config.scaling_factor
+        latents += vae.config.shift_factor or 0.0
         image = torch.rand(1, 3, factor * height, factor * width, generator=generator) * 2 - 1
         golden.input(f"{name}.latents", latents)
         golden.input(f"{name}.image", image)

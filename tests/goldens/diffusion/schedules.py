@@ -42,7 +42,7 @@ import torch
 
 STEPS = [1, 4, 7, 20, 30, 50]
 STRENGTHS = [0.3, 0.6, 1.0]
-STRENGTH_STEPS = [4, 7, 20, 50]
+STRENGTH_STEPS = [4, 7, 20]
 EVERY_STEP_UP_TO = 20
 SEED = 20261121
 

@@ -50,12 +50,8 @@ impl DummyWeights {
         Ok(Tensor::from_vec(values, shape, &self.device)?)
     }
 
-    /// The tensor's own seed (FNV-1a over the name, mixed with the model's seed).
     fn key(&self, name: &str) -> u64 {
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        mix(hash ^ mix(self.seed))
+        tensor_key(self.seed, name)
     }
 }
 
@@ -100,12 +96,25 @@ impl WeightSource for DummyWeights {
     }
 }
 
+/// The tensor's own seed (FNV-1a over the name, mixed with the model's seed).
+pub(crate) fn tensor_key(seed: u64, name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    mix(hash ^ mix(seed))
+}
+
 /// 256 values spread evenly and symmetrically over ± `reach`.
-fn levels<T>(reach: f32, convert: impl Fn(f32) -> T) -> [T; 256] {
+pub(crate) fn levels<T>(reach: f32, convert: impl Fn(f32) -> T) -> [T; 256] {
     std::array::from_fn(|level| convert((level as f32 - 127.5) / 127.5 * reach))
 }
 
-fn random_values<T: Copy + Send + Sync>(key: u64, count: usize, levels: &[T; 256]) -> Vec<T> {
+/// `count` of these levels, drawn by `key` and place.
+pub(crate) fn random_values<T: Copy + Send + Sync>(
+    key: u64,
+    count: usize,
+    levels: &[T; 256],
+) -> Vec<T> {
     let mut values = vec![levels[0]; count];
     values
         .par_chunks_mut(VALUES_PER_TASK)

@@ -132,7 +132,9 @@ impl WeightSource for SafetensorsWeights {
     }
 }
 
-fn dense_dtype(name: &str, dtype: Dtype) -> Result<DType, ModelError> {
+/// # Errors
+/// Names the tensor, if it is in a format that is not supported.
+pub(crate) fn dense_dtype(name: &str, dtype: Dtype) -> Result<DType, ModelError> {
     match dtype {
         Dtype::F32 => Ok(DType::F32),
         Dtype::F16 => Ok(DType::F16),
@@ -156,8 +158,16 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
             folder.display()
         )));
     }
+    shards(folder, &index)
+}
+
+/// The files that an index lists, all in `folder`.
+///
+/// # Errors
+/// The index is broken, or a shard is missing.
+pub(crate) fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let broken = |what: &str| ModelError::Load(format!("{}: {what}", index.display()));
-    let text = std::fs::read_to_string(&index).map_err(|error| broken(&error.to_string()))?;
+    let text = std::fs::read_to_string(index).map_err(|error| broken(&error.to_string()))?;
     let value: Value = serde_json::from_str(&text).map_err(|error| broken(&error.to_string()))?;
     let map = value
         .get("weight_map")
@@ -185,8 +195,10 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     Ok(shards.into_iter().collect())
 }
 
+/// # Errors
+/// A file cannot be read, or is no safetensors file.
 #[expect(unsafe_code, reason = "memory-mapped weights")]
-fn map(paths: &[PathBuf]) -> candle_core::Result<MmapedSafetensors> {
+pub(crate) fn map(paths: &[PathBuf]) -> candle_core::Result<MmapedSafetensors> {
     // SAFETY: the bytes are only read. Should another process truncate a file while the model
     // loads, the process dies of it; model files are written once and renamed into place.
     unsafe { MmapedSafetensors::multi(paths) }

@@ -1,0 +1,200 @@
+//! Linear layers over many tokens or pixels.
+
+use std::sync::Arc;
+
+use candle_core::{D, DType, Result, Tensor, bail};
+
+use super::product::{Geometry, PackedWeight, multiply_tensor};
+use crate::kernels::reference;
+use crate::kernels::tensor_data::is_on_cpu;
+
+/// `y = x Wᵀ + b` over the last dimension.
+///
+/// Beside [`crate::kernels::linear::Linear`], which is made for a few rows and quantised weights, this one is made for
+/// the thousands of rows of a picture.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Weight,
+    /// (out,) f32
+    bias: Option<Tensor>,
+    out: usize,
+    inputs: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    Packed(Arc<PackedWeight>),
+    /// (out, in), on another device.
+    Stock(Tensor),
+}
+
+impl Linear {
+    /// weight: (out, in) f32, f16 or bf16, bias: (out,).
+    ///
+    /// # Errors
+    /// When the weight is empty or not of rank 2, or the bias does not fit it.
+    pub fn dense(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let (out, inputs) = weight.dims2()?;
+        if out == 0 || inputs == 0 {
+            bail!("a weight of shape ({out}, {inputs}) is empty");
+        }
+        if let Some(bias) = &bias
+            && bias.dims() != [out]
+        {
+            bail!(
+                "the bias has shape {:?}, the weight has {out} outputs",
+                bias.dims()
+            );
+        }
+        let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
+        let weight = match is_on_cpu(&weight) {
+            true => Weight::Packed(Arc::new(PackedWeight::pack(
+                &weight.reshape((out, inputs, 1))?,
+            )?)),
+            false => Weight::Stock(weight),
+        };
+        Ok(Self {
+            weight,
+            bias,
+            out,
+            inputs,
+        })
+    }
+
+    /// Columns of the output.
+    pub fn out_features(&self) -> usize {
+        self.out
+    }
+
+    /// Columns of the input.
+    pub fn in_features(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes of the weight as it is kept.
+    pub fn weight_bytes(&self) -> usize {
+        match &self.weight {
+            Weight::Packed(weight) => weight.bytes(),
+            Weight::Stock(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
+    }
+
+    /// x: (.., in) -> (.., out), of the same dtype.
+    ///
+    /// # Errors
+    /// When `x` has other columns, or on the CPU is not f32.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.apply(x, None)
+    }
+
+    /// x: (.., in), residual: (.., out) -> their product plus `residual`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], or when the residual does not fit.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.apply(x, Some(residual))
+    }
+
+    fn apply(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        if x.dim(D::Minus1)? != self.inputs || x.elem_count() == 0 {
+            bail!(
+                "the input has shape {:?}, the weight takes {} columns",
+                x.dims(),
+                self.inputs
+            );
+        }
+        let mut shape = x.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = self.out;
+        }
+        if let Some(residual) = residual
+            && residual.dims() != shape
+        {
+            bail!(
+                "the residual has shape {:?}, the product {shape:?}",
+                residual.dims()
+            );
+        }
+        let rows = x.elem_count() / self.inputs;
+        match &self.weight {
+            Weight::Packed(weight) => multiply_tensor(
+                weight,
+                x,
+                &Geometry::rows(rows),
+                self.bias.as_ref(),
+                None,
+                residual,
+                &shape,
+            ),
+            Weight::Stock(weight) => {
+                let flat = x.reshape((rows, self.inputs))?;
+                let mut y = reference::dense_linear(&flat, weight)?;
+                if let Some(bias) = &self.bias {
+                    y = y.broadcast_add(bias)?;
+                }
+                let y = y.to_dtype(x.dtype())?.reshape(shape)?;
+                match residual {
+                    Some(residual) => y + residual,
+                    None => Ok(y),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::image::test_tensors::{tensor, values};
+    use crate::kernels::isa::Isa;
+    use crate::kernels::test_numbers::bits;
+
+    #[test]
+    fn products_are_right_on_every_instruction_set_and_alone() {
+        for (out, inputs) in [(1, 1), (7, 31), (33, 64), (48, 577), (40, 700)] {
+            let (weight, bias) = (tensor(&[out, inputs], 1), tensor(&[out], 2));
+            let layer = Linear::dense(weight.clone(), Some(bias.clone())).unwrap();
+            for rows in [1, 2, 5, 13, 14, 15, 29] {
+                let x = tensor(&[3, rows, inputs], 3);
+                let residual = tensor(&[3, rows, out], 4);
+                let output = values(&layer.forward_add(&x, &residual).unwrap());
+                let (weight, bias) = (values(&weight), values(&bias));
+                let (x_values, residuals) = (values(&x), values(&residual));
+                for (row, x) in x_values.chunks(inputs).enumerate() {
+                    for (column, weight) in weight.chunks(inputs).enumerate() {
+                        let products = || {
+                            weight
+                                .iter()
+                                .zip(x)
+                                .map(|(&w, &x)| f64::from(w) * f64::from(x))
+                        };
+                        let at = row * out + column;
+                        let expected = products().sum::<f64>()
+                            + f64::from(bias[column])
+                            + f64::from(residuals[at]);
+                        let size = products().map(f64::abs).sum::<f64>() + 4.0;
+                        let error = (f64::from(output[at]) - expected).abs();
+                        assert!(error <= 1e-6 * size, "{rows} x {out} x {inputs}: {error}");
+                    }
+                }
+                let forward = || bits(&values(&layer.forward_add(&x, &residual).unwrap()));
+                for forced in Isa::for_each(forward) {
+                    assert_eq!(forced, bits(&output), "{rows} x {out} x {inputs}");
+                }
+                let one = |t: &Tensor| t.narrow(0, 1, 1).unwrap();
+                let alone = values(&layer.forward_add(&one(&x), &one(&residual)).unwrap());
+                assert_eq!(alone, output[rows * out..2 * rows * out]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let layer = Linear::dense(tensor(&[3, 4], 1), None).unwrap();
+        let x = tensor(&[2, 4], 1);
+        assert!(layer.forward(&tensor(&[2, 3], 1)).is_err());
+        assert!(layer.forward_add(&x, &x).is_err());
+        assert!(Linear::dense(tensor(&[3, 4], 1), Some(tensor(&[4], 1))).is_err());
+        assert_eq!(layer.weight_bytes(), 4 * 16 * 4);
+    }
+}
