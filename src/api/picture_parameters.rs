@@ -34,11 +34,11 @@ pub struct PictureParameters {
     /// 1 or less: no guidance.
     pub guidance_scale: f32,
     /// The share of fresh noise in DDIM's steps.
-    pub eta: f32,
+    pub eta: f64,
     /// The first picture's.
     pub seed: u64,
     /// How much of the schedule was run on the source picture, if there is one.
-    pub strength: Option<f32>,
+    pub strength: Option<f64>,
     /// Whether only a part was drawn.
     pub masked: bool,
     /// Tokens of the prompt.

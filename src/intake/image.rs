@@ -287,6 +287,10 @@ impl ImageIntake {
             source,
             previews: Previews::None,
         };
+        if job.iterations() == 0 {
+            let message = format!("leaves none of {steps} steps to be run");
+            return Err(Invalid::value(names.strength, message));
+        }
         job.previews = previews(draft.previews, job.iterations());
         self.frontend
             .check(&job)
@@ -391,7 +395,7 @@ impl ImageIntake {
 struct Given {
     picture: Arc<Picture>,
     mask: Option<Arc<Mask>>,
-    strength: f32,
+    strength: f64,
 }
 
 impl Given {
