@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Runs the conformance checks: starts the built program, waits until it is ready, runs the client
-against it, ends it. Needs the standard library only; the client needs the `openai` package, and is
-run with the Python that runs this.
+against it, ends it. Needs the standard library only; the clients, one for models that write and one for
+models that draw, need the `openai` package, and are run with the Python that runs this.
 
     python tests/conformance/run.py --binary target/debug/girandole [--model NAME|PATH] ...
 """
 
 import argparse
+import json
 import os
 import pathlib
 import re
@@ -58,6 +59,13 @@ def is_ready(url):
         return False
 
 
+def task(url):
+    """What the model makes: text or image."""
+    request = urllib.request.Request(f"{url}/v1/models", headers={"authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return json.load(answer)["data"][0]["task"]
+
+
 def stop(process):
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -80,8 +88,12 @@ def check(binary, model):
             process = start(binary, model, str(key_file), log)
         try:
             url = base_url(process, log_path)
-            flags = ["--scripted"] if model.startswith("scripted:") else []
-            client = [sys.executable, HERE / "openai_client.py", "--base-url", f"{url}/v1", *flags]
+            script, flags = "openai_client.py", []
+            if task(url) == "image":
+                script = "openai_images.py"
+            elif model.startswith("scripted:"):
+                flags = ["--scripted"]
+            client = [sys.executable, HERE / script, "--base-url", f"{url}/v1", *flags]
             environment = {**os.environ, "OPENAI_API_KEY": KEY}
             result = subprocess.run(client, env=environment, timeout=CLIENT_SECONDS, check=False)
             passed = result.returncode == 0
