@@ -78,7 +78,8 @@ mod tests {
     use axum::body::Bytes;
     use serde_json::json;
 
-    use super::super::request::{Body, Route, read};
+    use super::super::body::Body;
+    use super::super::request::{Route, read};
     use super::*;
     use crate::intake::InvalidKind;
 

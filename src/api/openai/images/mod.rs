@@ -19,6 +19,7 @@
 //!
 //! A picture has no tokens here: `output_tokens` counts denoising steps.
 
+mod body;
 mod docs;
 mod form;
 mod request;

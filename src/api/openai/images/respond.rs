@@ -10,7 +10,8 @@ use axum::http::header::{CONTENT_TYPE, HOST};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::request::{Body, Call, Route, read};
+use super::body::Body;
+use super::request::{Call, Route, read};
 use super::stream::ImageDialect;
 use super::{ImageShape, UsageBody, size_of};
 use crate::api::auth::Caller;

@@ -1,3 +1,5 @@
+use axum::body::Bytes;
+
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3_600);
