@@ -304,7 +304,7 @@ impl Reader {
         let mut merged: Vec<Piece> = Vec::new();
         for piece in self.pieces {
             if let Piece::Text { weight, .. } = piece
-                && !(weight.abs() <= MAX_WEIGHT)
+                && (weight.is_nan() || weight.abs() > MAX_WEIGHT)
             {
                 return Err(PromptError::Weight(weight));
             }
