@@ -54,9 +54,7 @@ impl Log {
     }
 
     fn steps(&self, choice: u32) -> u32 {
-        let of = |event: &EventKind| {
-            matches!(event, EventKind::Progress { choice: of, .. } if *of == choice)
-        };
+        let of = |event: &EventKind| matches!(event, EventKind::Progress { choice: of, .. } if *of == choice);
         self.events().iter().filter(|event| of(event)).count() as u32
     }
 }
@@ -82,11 +80,20 @@ fn intake(assets: &DiffusionAssets) -> ImageIntake {
 /// and of two.
 fn job(intake: &ImageIntake, number: u64) -> Job {
     const SCHEDULES: [&str; 7] = [
-        "ddim", "ddpm", "euler", "euler a", "dpm++ 2m karras", "unipc", "lcm",
+        "ddim",
+        "ddpm",
+        "euler",
+        "euler a",
+        "dpm++ 2m karras",
+        "unipc",
+        "lcm",
     ];
     let mut draw = ChaCha8Rng::seed_from_u64(number);
     let mut below = |limit: u64| draw.next_u64() % limit;
-    let mut draft = ImageDraft::new(format!("picture {number} ({}:1.2)", "word ".repeat(below(90) as usize)));
+    let mut draft = ImageDraft::new(format!(
+        "picture {number} ({}:1.2)",
+        "word ".repeat(below(90) as usize)
+    ));
     let (width, height) = [(64, 64), (64, 64), (48, 80), (64, 40)][below(4) as usize];
     (draft.width, draft.height) = (Some(width), Some(height));
     draft.steps = Some(1 + below(6));
@@ -107,7 +114,9 @@ fn job(intake: &ImageIntake, number: u64) -> Job {
         draft.strength = Some([0.5, 0.8, 1.0][below(3) as usize]);
         draft.steps = Some(2 + below(4));
         if below(2) == 0 {
-            let values = (0..width * height).map(|at| (at % width < width / 2) as u8 * 255).collect();
+            let values = (0..width * height)
+                .map(|at| (at % width < width / 2) as u8 * 255)
+                .collect();
             draft.mask = Some(Arc::new(Mask::new(width as u32, height as u32, values)));
         }
     }
@@ -178,13 +187,20 @@ fn a_picture_in_random_company_is_the_picture_alone() {
     const KINDS: u64 = 24;
     let assets = assets();
     let intake = intake(&assets);
-    let jobs: Vec<Arc<Job>> = (0..KINDS).map(|kind| Arc::new(job(&intake, kind))).collect();
+    let jobs: Vec<Arc<Job>> = (0..KINDS)
+        .map(|kind| Arc::new(job(&intake, kind)))
+        .collect();
     let mut single = build(&assets, DeviceSpec::Cpu, &options(1)).expect("the model loads");
     let alone: Vec<Vec<Picture>> = jobs
         .iter()
-        .map(|job| (0..job.rows()).map(|choice| draw(&mut single, job, choice).0).collect())
+        .map(|job| {
+            (0..job.rows())
+                .map(|choice| draw(&mut single, job, choice).0)
+                .collect()
+        })
         .collect();
-    let mut worlds = [Batching::Continuous, Batching::Dynamic].map(|batching| World::new(&assets, batching));
+    let mut worlds =
+        [Batching::Continuous, Batching::Dynamic].map(|batching| World::new(&assets, batching));
     let (mut drawn, mut cancelled) = (0, 0);
     for seed in 0..SEEDS {
         let mut random = ChaCha8Rng::seed_from_u64(1_000 + seed);
@@ -218,8 +234,15 @@ fn a_picture_in_random_company_is_the_picture_alone() {
             let pictures = log.pictures();
             for (choice, picture) in &pictures {
                 let equal = **picture == alone[*kind][*choice as usize];
-                assert!(equal, "seed {seed}, request {id}, kind {kind}, picture {choice}");
-                assert_eq!(log.steps(*choice), job.iterations(), "seed {seed}, request {id}");
+                assert!(
+                    equal,
+                    "seed {seed}, request {id}, kind {kind}, picture {choice}"
+                );
+                assert_eq!(
+                    log.steps(*choice),
+                    job.iterations(),
+                    "seed {seed}, request {id}"
+                );
             }
             drawn += pictures.len();
             cancelled += usize::from(*was_cancelled);
@@ -234,7 +257,10 @@ fn a_picture_in_random_company_is_the_picture_alone() {
             );
         }
     }
-    assert!(drawn > 800 && cancelled > 50, "{drawn} drawn, {cancelled} cancelled");
+    assert!(
+        drawn > 800 && cancelled > 50,
+        "{drawn} drawn, {cancelled} cancelled"
+    );
 }
 
 #[test]
@@ -266,7 +292,11 @@ fn a_short_picture_joins_a_long_one_at_its_next_step_and_ends_first() {
     }
     // One pass reads its prompt beside the long one's step; it is part of the next.
     assert_eq!(joined_after, Some(1));
-    assert!(!long_log.is_closed() && long_log.steps(0) < 20, "{}", long_log.steps(0));
+    assert!(
+        !long_log.is_closed() && long_log.steps(0) < 20,
+        "{}",
+        long_log.steps(0)
+    );
 
     // A cancel is heeded before the next step.
     let at_cancel = long_log.steps(0);
