@@ -92,7 +92,7 @@ fn job(intake: &ImageIntake, number: u64) -> Job {
     let mut below = |limit: u64| draw.next_u64() % limit;
     let mut draft = ImageDraft::new(format!(
         "picture {number} ({}:1.2)",
-        "word ".repeat(below(90) as usize)
+        "word ".repeat(below(40) as usize)
     ));
     let (width, height) = [(64, 64), (64, 64), (48, 80), (64, 40)][below(4) as usize];
     (draft.width, draft.height) = (Some(width), Some(height));
