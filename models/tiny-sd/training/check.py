@@ -201,6 +201,7 @@ def goldens(options) -> None:
             rows.append(np.concatenate([k[1].permute(1, 2, 0).numpy() for k in kept], 1))
             cases.append({"name": name, "steps": steps, "guidance": guidance, "row": len(rows) - 1})
     save_file(tensors, options.to / "latents.safetensors")
+    (options.to / "latents.safetensors").chmod(0o644)
     Image.fromarray(np.concatenate(rows, 0)).save(options.to / "pictures.png", optimize=True)
     (options.to / "golden.json").write_text(json.dumps({
         "prompts": GOLDEN, "negative_prompt": "", "scheduler": "DDIMScheduler as in scheduler_config.json", "eta": 0.0,

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import data
@@ -302,6 +303,15 @@ def export(options) -> None:
     coder = load_average(vae(options.vae_channels), options.work / "vae.pt")
     for module, name in ((encoder, "text_encoder"), (network, "unet"), (coder, "vae")):
         module.half().save_pretrained(options.out / name, safe_serialization=True)
+        for file in (options.out / name).glob("*.safetensors"):
+            tensors = load_file(file)
+            if module is encoder:
+                # As in Stable Diffusion's own files; transformers 5 leaves the prefix out and reads both.
+                tensors = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in tensors.items()}
+            # Bytes of their own, so that files open for reading elsewhere keep theirs.
+            file.unlink()
+            save_file(tensors, file, metadata={"format": "pt"})
+            file.chmod(0o644)
     if options.out != MODEL:
         data.write_tokenizer(options.out / "tokenizer")
     schedule().save_pretrained(options.out / "scheduler")
