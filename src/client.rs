@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::api::native::wire::{Status, SubmitBody, Submitted};
+use crate::api::native::wire_image::ImageSubmitBody;
 use crate::api::ops::{Load, Models, Readiness};
 
 /// What can go wrong with a call.
@@ -75,6 +76,23 @@ impl Client {
     /// See [`ClientError`].
     pub async fn submit(&self, body: &SubmitBody) -> Result<Submitted, ClientError> {
         read(self.call(Method::POST, "/api/v1/requests").json(body)).await
+    }
+
+    /// Submits a request to an image model.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn submit_images(&self, body: &ImageSubmitBody) -> Result<Submitted, ClientError> {
+        read(self.call(Method::POST, "/api/v1/requests").json(body)).await
+    }
+
+    /// The file at `path`: an image's `url`, perhaps with a format.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn file(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+        let response = checked(self.call(Method::GET, path).send().await?).await?;
+        Ok(response.bytes().await?.to_vec())
     }
 
     /// The request's state and result so far; at its end, or after `wait`.

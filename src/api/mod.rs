@@ -12,6 +12,8 @@ pub mod native;
 pub mod openai;
 mod openapi;
 pub mod ops;
+mod picture_file;
+pub mod picture_parameters;
 pub mod requests;
 pub mod serve;
 mod socket;

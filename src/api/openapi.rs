@@ -21,6 +21,7 @@ use super::{AppState, native, openai, ops};
         native::show,
         native::events,
         native::cancel,
+        native::artifact::image,
         ops::models,
         ops::live,
         ops::ready,
@@ -33,6 +34,10 @@ use super::{AppState, native, openai, ops};
         native::wire::PromptLogprobsFrame,
         native::wire::FinishedFrame,
         native::wire::FailedFrame,
+        native::wire_image::ImageSubmitBody,
+        native::wire_image::ImagesFrame<native::wire_image::ProgressBody>,
+        native::wire_image::ImagesFrame<native::wire_image::PreviewBody>,
+        native::wire_image::ImagesFrame<native::wire_image::DrawnImage>,
     )),
     tags(
         (name = "native", description = "submit, follow, ask, cancel"),

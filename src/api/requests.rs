@@ -9,7 +9,8 @@ use tokio::sync::Notify;
 
 use super::ServedModel;
 use super::auth::Caller;
-use super::openai::StreamShape;
+use super::openai::ReplyShape;
+use super::picture_parameters::PictureParameters;
 use crate::events::store::SharedLog;
 use crate::job::RequestId;
 use crate::time::{Clock, RealClock, Time};
@@ -32,7 +33,9 @@ pub struct Request {
     /// to rank the answers of `best_of`.
     pub logprobs: bool,
     /// How its stream looks in OpenAI's dialect, if it came in by that.
-    pub openai: Option<StreamShape>,
+    pub openai: Option<ReplyShape>,
+    /// What it draws, if it is for an image model.
+    pub picture: Option<Arc<PictureParameters>>,
     /// Who reads it.
     pub(super) readers: Readers,
     /// The service ended it before its client had the answer: nobody read it, or it was one of

@@ -1,5 +1,6 @@
 //! From a log to server-sent events: wait for news, coalesce, let the pacer say when, let the
-//! dialect write frames. Pull-driven: nothing is read from the log before the socket takes more.
+//! dialect write frames. Pull-driven: nothing is read from the log before the socket takes more, and a
+//! picture becomes a file only when its frame's turn has come.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -11,17 +12,18 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::AppState;
 use super::error::ApiError;
 use super::requests::{Reader, Request};
+use super::{AppState, picture_file};
 use crate::events::coalesce::coalesce;
 use crate::events::pacer::{Pacer, Urgency};
 use crate::events::store::SharedLog;
 use crate::events::{Event, EventKind};
+use crate::picture::{Encoding, Picture};
 use crate::time::{Clock, Time};
 
 /// One server-sent event.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Frame {
     /// The number of the last event that this frame *and those before it* cover. Everything up to
     /// it has then been said, so a client that returns with it misses nothing and hears nothing
@@ -29,9 +31,15 @@ pub struct Frame {
     pub id: u64,
     /// The event's name, where the dialect has names.
     pub event: Option<&'static str>,
-    /// One line.
+    /// One line. Each [`PICTURE`] in it stands for the next of `pictures`.
     pub data: String,
+    /// Told in Base64 in the places kept for them.
+    pub pictures: Vec<(Arc<Picture>, Encoding)>,
 }
+
+/// Stands in a frame's data where a picture is to be told. Frames with pictures hold nothing that came
+/// from a client, so it stands nowhere else.
+pub const PICTURE: &str = "<picture>";
 
 /// What a silent stream says to keep proxies from closing it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,10 +53,10 @@ pub enum KeepAlive {
 /// Turns events into frames. Holds no queue and no timer; it may hold state (what was said so far).
 ///
 /// `frames` is called with what [`crate::events::coalesce`] made of all events since the last
-/// call: at most one `Queued`, `Started` and `PromptLogprobs`, then the `Text` and `ChoiceFinished`
-/// of any number of choices, then at most one terminal event. Events that were merged across each
-/// other have the *same* `seq`; what they say must go into one frame (or into frames that only
-/// together bear that id, the last of them being enough to tell).
+/// call: at most one `Queued`, `Started` and `PromptLogprobs`, then the `Text` (or `Progress`, `Preview`
+/// and `Image`) and `ChoiceFinished` of any number of choices, then at most one terminal event. Events
+/// that were merged across each other have the *same* `seq`; what they say must go into one frame, or
+/// into frames of which only the last bears that id, and the others the id before: see [`numbered`].
 ///
 /// On a resume, the events that the client has seen are played to the dialect first and the frames
 /// dropped; so the frames said must depend on the events alone, not on how they were grouped.
@@ -67,6 +75,20 @@ pub trait Dialect: Send {
     fn keep_alive(&self) -> KeepAlive {
         KeepAlive::Comment
     }
+}
+
+/// Numbers frames that say together what happened up to event number `seq`: only the last of them says
+/// so. A client that is cut between them comes back with the number before, `covered`, and is told them
+/// again; so what they say must bear being said twice.
+pub fn numbered(mut frames: Vec<Frame>, covered: &mut u64, seq: u64) -> Vec<Frame> {
+    for frame in &mut frames {
+        frame.id = *covered;
+    }
+    if let Some(last) = frames.last_mut() {
+        last.id = seq;
+    }
+    *covered = seq;
+    frames
 }
 
 /// Where a client wants to go on: `Last-Event-ID` or `?from=`, the number of the last event it has
@@ -150,7 +172,7 @@ pub fn stream(
         pending,
         seen: after,
         over,
-        text_said: false,
+        output_said: false,
         last_said: state.clock.now(),
     };
     let body = futures_util::stream::unfold(frames, async |mut frames| {
@@ -182,7 +204,7 @@ struct FrameStream {
     seen: u64,
     /// The terminal event was among them.
     over: bool,
-    text_said: bool,
+    output_said: bool,
     last_said: Time,
 }
 
@@ -191,8 +213,9 @@ impl FrameStream {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(frame) = self.pending.pop_front() {
+                let bytes = encode(&frame).await;
                 self.wait_for_room().await;
-                return Some(self.say(&frame));
+                return Some(self.say(bytes));
             }
             if self.over {
                 return None;
@@ -200,7 +223,7 @@ impl FrameStream {
             let silent_until = self.last_said + self.state.config.keep_alive;
             let news = self.log.wait_beyond(self.seen);
             if timeout_at(self.instant(silent_until), news).await.is_err() {
-                return Some(self.keep_alive());
+                return Some(self.keep_alive().await);
             }
             self.wait_for_turn().await;
             self.take_batch();
@@ -209,7 +232,7 @@ impl FrameStream {
 
     /// Waits until the pacer lets a batch go, but not beyond the end of the request.
     async fn wait_for_turn(&mut self) {
-        let urgency = if self.text_said {
+        let urgency = if self.output_said {
             Urgency::Routine
         } else {
             Urgency::News
@@ -231,9 +254,12 @@ impl FrameStream {
         };
         self.seen = last.seq;
         self.over = last.kind.is_terminal();
-        self.text_said |= events
-            .iter()
-            .any(|event| matches!(event.kind, EventKind::Text { .. }));
+        self.output_said |= events.iter().any(|event| {
+            matches!(
+                event.kind,
+                EventKind::Text { .. } | EventKind::Progress { .. } | EventKind::Preview { .. }
+            )
+        });
         self.pending.extend(self.dialect.frames(&coalesce(events)));
     }
 
@@ -250,20 +276,25 @@ impl FrameStream {
         }
     }
 
-    fn say(&mut self, frame: &Frame) -> Bytes {
+    fn say(&mut self, bytes: Bytes) -> Bytes {
         self.last_said = self.state.clock.now();
         self.pacer.said(self.last_said);
         self.state.metrics.frames(self.dialect.name(), 1);
-        encode(frame)
+        bytes
     }
 
-    fn keep_alive(&mut self) -> Bytes {
+    async fn keep_alive(&mut self) -> Bytes {
         match self.dialect.keep_alive() {
-            KeepAlive::Frame(data) => self.say(&Frame {
-                id: self.seen,
-                event: None,
-                data,
-            }),
+            KeepAlive::Frame(data) => {
+                let frame = Frame {
+                    id: self.seen,
+                    event: None,
+                    data,
+                    pictures: Vec::new(),
+                };
+                let bytes = encode(&frame).await;
+                self.say(bytes)
+            }
             KeepAlive::Comment => {
                 self.last_said = self.state.clock.now();
                 Bytes::from_static(b": keep-alive\n\n")
@@ -282,12 +313,28 @@ impl Drop for FrameStream {
     }
 }
 
-fn encode(frame: &Frame) -> Bytes {
+async fn encode(frame: &Frame) -> Bytes {
     debug_assert!(!frame.data.contains(['\n', '\r']), "data is one line");
-    let id = frame.id;
-    let data = &frame.data;
-    Bytes::from(match frame.event {
-        Some(event) => format!("id: {id}\nevent: {event}\ndata: {data}\n\n"),
-        None => format!("id: {id}\ndata: {data}\n\n"),
-    })
+    let mut text = format!("id: {}\n", frame.id);
+    if let Some(event) = frame.event {
+        text.push_str("event: ");
+        text.push_str(event);
+        text.push('\n');
+    }
+    text.push_str("data: ");
+    let mut rest = frame.data.as_str();
+    for (picture, encoding) in &frame.pictures {
+        let Some((before, after)) = rest.split_once(PICTURE) else {
+            break;
+        };
+        text.push_str(before);
+        // The dialects ask for nothing that cannot be encoded; what fails all the same is logged where
+        // it does, and its place stays empty.
+        let told = picture_file::in_base64(picture, encoding.clone()).await;
+        text.push_str(&told.unwrap_or_default());
+        rest = after;
+    }
+    text.push_str(rest);
+    text.push_str("\n\n");
+    Bytes::from(text)
 }

@@ -11,7 +11,8 @@ use uuid::Uuid;
 use super::auth::Caller;
 use super::blocking::on_blocking_pool;
 use super::error::ApiError;
-use super::openai::StreamShape;
+use super::openai::ReplyShape;
+use super::picture_parameters::PictureParameters;
 use super::requests::{Claim, KeyClaim, Readers, Request, abandon_when_unread};
 use super::{AppState, ServedModel};
 use crate::engine::{Permit, Submission};
@@ -91,7 +92,7 @@ pub struct SubmitOptions {
     /// What becomes of it when nobody reads it.
     pub on_disconnect: OnDisconnect,
     /// How its stream looks in OpenAI's dialect, if that is spoken.
-    pub openai: Option<StreamShape>,
+    pub openai: Option<ReplyShape>,
     /// The dialect's name, for the trace.
     pub dialect: &'static str,
 }
@@ -133,6 +134,7 @@ pub async fn submit(
         Draft::Text(draft) => (draft.n.unwrap_or(1), draft.logprobs.is_some()),
         Draft::Image(draft) => (draft.n.unwrap_or(1), false),
     };
+    let texts = image_texts(&draft);
     let (job, permit) = admit(model, draft).await?;
 
     let uuid = Uuid::now_v7();
@@ -147,6 +149,13 @@ pub async fn submit(
         choices: u32::try_from(wanted).unwrap_or(job.rows()).min(job.rows()),
         logprobs,
         openai: options.openai,
+        picture: match (&job, texts) {
+            (Job::Image(job), Some([prompt, negative])) => {
+                let parameters = PictureParameters::of(model, prompt, negative, job);
+                Some(Arc::new(parameters))
+            }
+            _ => None,
+        },
         readers: Readers::none_yet(Arc::clone(&state.clock)),
         given_up: AtomicBool::new(false),
     });
@@ -183,6 +192,17 @@ pub async fn submit(
         log,
         job: Some(job),
     })
+}
+
+/// What an image request says in words: its prompt and its negative prompt.
+fn image_texts(draft: &Draft) -> Option<[Arc<str>; 2]> {
+    match draft {
+        Draft::Text(_) => None,
+        Draft::Image(draft) => Some([
+            Arc::from(draft.prompt.as_str()),
+            Arc::from(draft.negative_prompt.as_deref().unwrap_or_default()),
+        ]),
+    }
 }
 
 /// Takes a place, then makes the job. The place goes with the work to the blocking pool, so a

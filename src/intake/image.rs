@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::picture_file::{MaskFile, PictureFile};
 use super::{Invalid, InvalidKind};
 use crate::job::{ImageJob, Previews, PromptTokens, SourceImage};
 use crate::model::image_frontend::ImageFrontend;
@@ -37,9 +38,11 @@ pub struct ImageDraft {
     /// Keys the random numbers; absent draws a fresh one.
     pub seed: Option<u64>,
     /// Begin from this picture. It is brought to the size that is drawn.
-    pub source: Option<Arc<Picture>>,
+    pub source: Option<PictureFile>,
     /// Draw anew only here.
-    pub mask: Option<Arc<Mask>>,
+    pub mask: Option<MaskFile>,
+    /// Where `source` is transparent, and there is no other mask, only that is drawn anew.
+    pub source_alpha_is_mask: bool,
     /// How much of the schedule is run on `source`.
     pub strength: Option<f64>,
     /// What is shown meanwhile.
@@ -117,6 +120,7 @@ impl ImageDraft {
             seed: None,
             source: None,
             mask: None,
+            source_alpha_is_mask: false,
             strength: None,
             previews: PreviewDraft::None,
             names: FieldNames::default(),
@@ -211,14 +215,13 @@ impl ImageIntake {
         whole_between(draft.names.n, draft.n, 1, 1, self.limits.max_images)
     }
 
-    /// Turns a draft into a job. Tokenizes and scales pictures, so call it on the blocking pool.
+    /// Turns a draft into a job. Tokenizes, decodes and scales pictures, so call it on the blocking pool.
     ///
     /// # Errors
     /// The first fault found, with its field and limit.
     pub fn job(&self, draft: ImageDraft) -> Result<ImageJob, Invalid> {
         let names = draft.names;
         let images = self.rows(&draft)?;
-        let (width, height) = self.size(&draft)?;
         let steps = whole_between(
             names.steps,
             draft.steps,
@@ -242,7 +245,9 @@ impl ImageIntake {
             .frontend
             .schedule(wanted)
             .map_err(|message| Invalid::value(names.schedule, message))?;
-        let source = self.source(&draft, width, height)?;
+        let given = self.source(&draft)?;
+        let (width, height) = self.size(&draft, given.as_ref())?;
+        let source = given.map(|given| given.scaled(width, height));
         let prompt = self.tokens("prompt", &draft.prompt)?;
         let negative = match guidance_scale > 1.0 {
             true => {
@@ -282,6 +287,10 @@ impl ImageIntake {
             source,
             previews: Previews::None,
         };
+        if job.iterations() == 0 {
+            let message = format!("leaves none of {steps} steps to be run");
+            return Err(Invalid::value(names.strength, message));
+        }
         job.previews = previews(draft.previews, job.iterations());
         self.frontend
             .check(&job)
@@ -289,72 +298,49 @@ impl ImageIntake {
         Ok(job)
     }
 
-    /// Width and height. Where neither is given, a source's own size counts, cut to what can be drawn.
-    fn size(&self, draft: &ImageDraft) -> Result<(u32, u32), Invalid> {
-        let factor = self.size_factor;
-        let of_source = |side: fn(&Picture) -> u32| {
-            draft
-                .source
-                .as_deref()
-                .map(|source| (side(source) / factor * factor).max(factor))
-        };
-        let (wide, high) = match (draft.width, draft.height) {
-            (None, None) => (of_source(Picture::width), of_source(Picture::height)),
-            _ => (None, None),
-        };
+    /// Width and height. Where neither is given, a source's own proportions count, as far as its size can
+    /// be drawn.
+    fn size(&self, draft: &ImageDraft, given: Option<&Given>) -> Result<(u32, u32), Invalid> {
+        let (factor, most) = (self.size_factor, self.limits.max_image_pixels);
+        if let (None, None, Some(given)) = (draft.width, draft.height, given) {
+            return Ok(fitted(&given.picture, factor, most));
+        }
+        let names = draft.names;
         let side = |name: &'static str, given: Option<u64>, otherwise: u32| {
-            let most = self.limits.max_image_pixels / factor;
-            let side = whole_between(name, given, otherwise, factor, most)?;
+            let side = whole_between(name, given, otherwise, factor, most / factor)?;
             if side % factor == 0 {
                 return Ok(side);
             }
-            let message = format!("is {side}, which is no multiple of {factor}");
+            let message = format!("has {side}, which is no multiple of {factor}");
             Err(Invalid::value(name, message))
         };
-        let names = draft.names;
-        let width = side(
-            names.width,
-            draft.width,
-            wide.unwrap_or(self.defaults.width),
-        )?;
-        let height = side(
-            names.height,
-            draft.height,
-            high.unwrap_or(self.defaults.height),
-        )?;
+        let width = side(names.width, draft.width, self.defaults.width)?;
+        let height = side(names.height, draft.height, self.defaults.height)?;
         let pixels = u64::from(width) * u64::from(height);
-        let most = self.limits.max_image_pixels;
         if pixels > u64::from(most) {
             return Err(Invalid::value(
                 names.width,
                 format!(
-                    "times {} is {pixels} pixels; the limit is {most}",
-                    names.height
+                    "asks for {width} x {height} = {pixels} pixels; the limit is {most} (max_image_pixels)"
                 ),
             ));
         }
         Ok((width, height))
     }
 
-    fn source(
-        &self,
-        draft: &ImageDraft,
-        width: u32,
-        height: u32,
-    ) -> Result<Option<SourceImage>, Invalid> {
+    /// What the draft begins from, decoded.
+    fn source(&self, draft: &ImageDraft) -> Result<Option<Given>, Invalid> {
         let names = draft.names;
-        let Some(picture) = &draft.source else {
-            if draft.strength.is_some() {
-                let message = format!("needs {}", names.source);
-                return Err(Invalid::value(names.strength, message));
-            }
-            if draft.mask.is_some() {
-                return Err(Invalid::value(
-                    names.mask,
-                    format!("needs {}", names.source),
-                ));
-            }
-            return Ok(None);
+        let most = self.limits.max_source_pixels;
+        let Some(file) = &draft.source else {
+            let stray = [
+                (names.strength, draft.strength.is_some()),
+                (names.mask, draft.mask.is_some()),
+            ];
+            return match stray.iter().find(|(_, is_given)| *is_given) {
+                None => Ok(None),
+                Some((name, _)) => Err(Invalid::value(*name, format!("needs {}", names.source))),
+            };
         };
         let strength = number_between(
             names.strength,
@@ -363,13 +349,32 @@ impl ImageIntake {
             0.0,
             1.0,
         )?;
-        Ok(Some(SourceImage {
-            picture: scale::picture(picture, width, height),
+        let (picture, mask) = match &draft.mask {
+            Some(mask) => {
+                let picture = file.picture(names.source, most)?;
+                let mask = mask.mask(names.mask, most)?;
+                let sizes = [
+                    (picture.width(), picture.height()),
+                    (mask.width(), mask.height()),
+                ];
+                if sizes[0] != sizes[1] {
+                    return Err(Invalid::value(
+                        names.mask,
+                        format!(
+                            "has {} x {} pixels; it must have as many as {}, {} x {}",
+                            sizes[1].0, sizes[1].1, names.source, sizes[0].0, sizes[0].1
+                        ),
+                    ));
+                }
+                (picture, Some(mask))
+            }
+            None if draft.source_alpha_is_mask => file.picture_and_mask(names.source, most)?,
+            None => (file.picture(names.source, most)?, None),
+        };
+        Ok(Some(Given {
+            picture: Arc::new(picture),
+            mask: mask.map(Arc::new),
             strength,
-            mask: draft
-                .mask
-                .as_ref()
-                .map(|mask| scale::mask(mask, width, height)),
         }))
     }
 
@@ -386,14 +391,46 @@ impl ImageIntake {
     }
 }
 
+/// What a request begins from, in the size in which it came.
+struct Given {
+    picture: Arc<Picture>,
+    mask: Option<Arc<Mask>>,
+    strength: f64,
+}
+
+impl Given {
+    fn scaled(self, width: u32, height: u32) -> SourceImage {
+        SourceImage {
+            picture: scale::picture(&self.picture, width, height),
+            strength: self.strength,
+            mask: self.mask.map(|mask| scale::mask(&mask, width, height)),
+        }
+    }
+}
+
+/// The picture's size, or the nearest below with about its proportions whose sides are multiples of
+/// `factor` and that has at most `most` pixels.
+fn fitted(picture: &Picture, factor: u32, most: u32) -> (u32, u32) {
+    let (width, height) = (f64::from(picture.width()), f64::from(picture.height()));
+    let shrink = (f64::from(most) / (width * height)).sqrt().min(1.0);
+    let longest = most / factor / factor * factor;
+    let side = |side: f64| {
+        let whole = (side * shrink) as u32 / factor * factor;
+        whole.clamp(factor, longest.max(factor))
+    };
+    (side(width), side(height))
+}
+
 /// Which of `steps` steps are shown. The last one is not: the picture itself follows.
 fn previews(draft: PreviewDraft, steps: u32) -> Previews {
     match draft {
         PreviewDraft::None | PreviewDraft::Count(0) => Previews::None,
         PreviewDraft::Latest => Previews::Latest,
         PreviewDraft::Count(count) => {
-            let mut shown: Vec<u32> = (1..=u64::from(count))
-                .map(|index| (index * u64::from(steps) / (u64::from(count) + 1)) as u32)
+            // More than there are steps are not there to be shown, nor to be counted out here.
+            let count = u64::from(count.min(steps));
+            let mut shown: Vec<u32> = (1..=count)
+                .map(|index| (index * u64::from(steps) / (count + 1)) as u32)
                 .filter(|step| *step > 0)
                 .collect();
             shown.dedup();

@@ -10,6 +10,7 @@ mod draft;
 mod fields;
 pub mod image;
 mod limits;
+pub mod picture_file;
 mod prompt;
 mod salt;
 

@@ -3,6 +3,8 @@
 mod disconnects;
 mod edges;
 mod load;
+mod picture_refusals;
+mod pictures;
 mod requests;
 mod service;
 mod streams;

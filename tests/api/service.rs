@@ -12,9 +12,12 @@ use girandole::api::{AppState, EdgeConfig, EdgeMetrics, ServedModel};
 use girandole::client::{Client, ClientError, StreamEvent};
 use girandole::engine::{EngineConfig, Observer, spawn};
 use girandole::events::store::{EventStore, Retention};
+use girandole::intake::image::{ImageDefaults, ImageIntake, ImageLimits};
 use girandole::intake::{Intake, TextDefaults, TextIntake, TextLimits};
 use girandole::model::Model;
-use girandole::model::scripted::{Script, ScriptedModel, sleep};
+use girandole::model::scripted::{
+    SIZE_FACTOR, Script, ScriptedFrontend, ScriptedImageModel, ScriptedModel, sleep,
+};
 use girandole::model::text::chat_template::ChatTemplate;
 use girandole::model::text::tokenizer::TextTokenizer;
 use girandole::scheduler::{Batching, SchedulerConfig};
@@ -108,12 +111,37 @@ pub(crate) struct Service {
     server: JoinHandle<()>,
 }
 
+fn text_intake(max_context: u32) -> Intake {
+    const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    Intake::Text(Box::new(TextIntake {
+        tokenizer: Arc::new(TextTokenizer::bytes(300)),
+        template: Some(ChatTemplate::new(TEMPLATE, "", "").expect("the template is valid")),
+        max_context,
+        defaults: TextDefaults::default(),
+        limits: TextLimits::default(),
+    }))
+}
+
+fn image_intake() -> Intake {
+    Intake::Image(ImageIntake {
+        frontend: Arc::new(ScriptedFrontend),
+        size_factor: SIZE_FACTOR,
+        defaults: ImageDefaults {
+            width: 64,
+            height: 64,
+            ..ImageDefaults::default()
+        },
+        limits: ImageLimits::default(),
+    })
+}
+
 impl Service {
     pub(crate) async fn start(setup: Setup) -> Self {
         let clock = Arc::new(RealClock::start());
         let counters = Arc::new(Counters::default());
         let script = Script::parse(setup.script).expect("the script is valid");
         let max_context = script.model.context_tokens;
+        let draws = script.image.is_some();
         let engine = spawn(
             "scripted",
             EngineConfig {
@@ -128,27 +156,21 @@ impl Service {
             },
             Arc::clone(&clock) as Arc<dyn Clock>,
             Arc::clone(&counters) as Arc<dyn Observer>,
-            move || Ok(Box::new(ScriptedModel::new(script, sleep())?) as Box<dyn Model>),
+            move || match draws {
+                true => Ok(Box::new(ScriptedImageModel::new(script, sleep())?) as Box<dyn Model>),
+                false => Ok(Box::new(ScriptedModel::new(script, sleep())?) as Box<dyn Model>),
+            },
         );
         engine.until_started().await;
         let model = ServedModel {
             name: "scripted".into(),
             created: 1_700_000_000,
             engine,
-            intake: Intake::Text(Box::new(TextIntake {
-                tokenizer: Arc::new(TextTokenizer::bytes(300)),
-                template: Some(
-                    ChatTemplate::new(
-                        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
-                        "",
-                        "",
-                    )
-                    .expect("the template is valid"),
-                ),
-                max_context,
-                defaults: TextDefaults::default(),
-                limits: TextLimits::default(),
-            })),
+            intake: if draws {
+                image_intake()
+            } else {
+                text_intake(max_context)
+            },
         };
         let store = EventStore::new(setup.retention, Arc::clone(&clock) as Arc<dyn Clock>);
         let state = AppState::new(

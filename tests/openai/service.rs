@@ -8,9 +8,12 @@ use girandole::api::serve::serve;
 use girandole::api::{AppState, EdgeConfig, EdgeMetrics, ServedModel};
 use girandole::engine::{EngineConfig, EngineState, Observer, spawn};
 use girandole::events::store::{EventStore, Retention};
+use girandole::intake::image::{ImageDefaults, ImageIntake, ImageLimits};
 use girandole::intake::{Intake, TextDefaults, TextIntake, TextLimits};
 use girandole::model::Model;
-use girandole::model::scripted::{Script, ScriptedModel, sleep};
+use girandole::model::scripted::{
+    SIZE_FACTOR, Script, ScriptedFrontend, ScriptedImageModel, ScriptedModel, sleep,
+};
 use girandole::model::text::chat_template::ChatTemplate;
 use girandole::model::text::tokenizer::TextTokenizer;
 use girandole::scheduler::{Batching, SchedulerConfig};
@@ -75,6 +78,37 @@ fn limits() -> TextLimits {
     }
 }
 
+fn text_intake() -> Intake {
+    Intake::Text(Box::new(TextIntake {
+        tokenizer: Arc::new(TextTokenizer::bytes(257)),
+        template: Some(ChatTemplate::new(TEMPLATE, "", "").expect("the template is sound")),
+        max_context: CONTEXT_TOKENS,
+        defaults: TextDefaults::default(),
+        limits: limits(),
+    }))
+}
+
+fn image_intake() -> Intake {
+    Intake::Image(ImageIntake {
+        frontend: Arc::new(ScriptedFrontend),
+        size_factor: SIZE_FACTOR,
+        defaults: ImageDefaults {
+            width: 64,
+            height: 64,
+            steps: 4,
+            ..ImageDefaults::default()
+        },
+        limits: ImageLimits {
+            max_images: 6,
+            max_image_pixels: 128 * 128,
+            max_steps: 50,
+            max_prompt_bytes: 1_000,
+            max_source_pixels: 100_000,
+            ..ImageLimits::default()
+        },
+    })
+}
+
 impl Service {
     /// Starts one that follows this script.
     pub(crate) async fn start(script: &str) -> Self {
@@ -88,22 +122,20 @@ impl Service {
 
     async fn start_with(script: &str, key: Option<&'static str>) -> Self {
         let script = Script::parse(script).expect("the script is sound");
+        let draws = script.image.is_some();
         let clock = Arc::new(RealClock::start());
         let engine = spawn(
             "model/one",
             engine_config(),
             Arc::clone(&clock) as Arc<dyn Clock>,
             Arc::new(Silent),
-            || Ok(Box::new(ScriptedModel::new(script, sleep())?) as Box<dyn Model>),
+            move || match draws {
+                true => Ok(Box::new(ScriptedImageModel::new(script, sleep())?) as Box<dyn Model>),
+                false => Ok(Box::new(ScriptedModel::new(script, sleep())?) as Box<dyn Model>),
+            },
         );
         assert_eq!(engine.until_started().await, EngineState::Ready);
-        let intake = Intake::Text(Box::new(TextIntake {
-            tokenizer: Arc::new(TextTokenizer::bytes(257)),
-            template: Some(ChatTemplate::new(TEMPLATE, "", "").expect("the template is sound")),
-            max_context: CONTEXT_TOKENS,
-            defaults: TextDefaults::default(),
-            limits: limits(),
-        }));
+        let intake = if draws { image_intake() } else { text_intake() };
         let model = ServedModel {
             name: "model/one".to_owned(),
             created: 1_700_000_000,
@@ -155,6 +187,25 @@ impl Service {
     pub(crate) async fn post(&self, path: &str, body: impl Into<Vec<u8>>) -> Reply {
         self.answered(self.request(reqwest::Method::POST, path).body(body.into()))
             .await
+    }
+
+    /// Posts a body of this type.
+    pub(crate) async fn post_as(&self, path: &str, content_type: &str, body: Vec<u8>) -> Reply {
+        let request = self.request(reqwest::Method::POST, path);
+        let request = request.header("content-type", content_type).body(body);
+        self.answered(request).await
+    }
+
+    /// Gets a file: its status, its type, its bytes.
+    pub(crate) async fn file(&self, url: &str) -> (u16, String, Vec<u8>) {
+        let path = url.strip_prefix(&self.base).expect("it is this service's");
+        let response = self.request(reqwest::Method::GET, path).send().await;
+        let response = response.expect("an answer");
+        let content_type = response.headers()["content-type"].to_str();
+        let content_type = content_type.expect("visible").to_owned();
+        let status = response.status().as_u16();
+        let bytes = response.bytes().await.expect("a whole file").to_vec();
+        (status, content_type, bytes)
     }
 
     /// Posts with a further header.
@@ -238,6 +289,14 @@ fn frames(text: &str) -> Vec<(u64, Value)> {
         .map(|frame| {
             let (id, data) = frame.split_once('\n').expect("two lines");
             let id = id.strip_prefix("id: ").expect("the id comes first");
+            // A named event's data repeats its name.
+            let named = data.strip_prefix("event: ");
+            let data = named.map_or(data, |named| {
+                let (name, data) = named.split_once('\n').expect("three lines");
+                let typed = format!("\"type\":\"{name}\"");
+                assert!(data.contains(&typed), "{name} is repeated in {data}");
+                data
+            });
             let data = data.strip_prefix("data: ").expect("then the data");
             let data = serde_json::from_str(data).unwrap_or(Value::String(data.to_owned()));
             (id.parse().expect("a number"), data)

@@ -1,11 +1,14 @@
 //! The native API: submit, follow, ask, cancel. Every request is asynchronous; its id leads to its
 //! events for as long as they are kept.
 
+pub(super) mod artifact;
 mod dialect;
 mod gather;
 mod parse;
+mod parse_image;
 mod status;
 pub mod wire;
+pub mod wire_image;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +30,7 @@ use super::requests::Request;
 use super::submit::{Idempotency, OnDisconnect, SubmitOptions, find, submit};
 use super::{AppState, openai, sse};
 use crate::events::store::SharedLog;
-use crate::intake::{Draft, Prompt};
+use crate::intake::{Draft, Prompt, TextDraft};
 use crate::job::RequestId;
 
 use dialect::NativeDialect;
@@ -36,6 +39,12 @@ use wire::{Status, SubmitBody, Submitted};
 const REQUESTS: &str = "/api/v1/requests";
 const REQUEST: &str = "/api/v1/requests/{id}";
 const EVENTS: &str = "/api/v1/requests/{id}/events";
+const IMAGE: &str = "/api/v1/requests/{id}/images/{index}";
+
+/// Where a request's picture is found.
+pub(crate) fn image_path(id: RequestId, index: u32) -> String {
+    format!("{REQUESTS}/{id}/images/{index}")
+}
 
 /// The routes of this API.
 pub(super) fn routes() -> Router<Arc<AppState>> {
@@ -43,10 +52,12 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route(REQUESTS, post(create))
         .route(REQUEST, get(show).delete(cancel))
         .route(EVENTS, get(events))
+        .route(IMAGE, get(artifact::image))
 }
 
 /// Submits a request.
 ///
+/// The model decides what is asked for: a text (the body described here) or pictures (`ImageSubmitBody`).
 /// The answer comes as soon as the request is accepted. It is given up when nobody reads it (its
 /// events or its status) for the grace time, unless `detach` is true.
 #[utoipa::path(post, path = REQUESTS, tag = "native", request_body = SubmitBody,
@@ -66,7 +77,6 @@ pub(super) async fn create(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let submission = parse::parse(&state, &body)?;
-    let model = state.model(submission.model.as_deref())?;
     let options = SubmitOptions {
         caller,
         deadline: submission.deadline,
@@ -79,8 +89,14 @@ pub(super) async fn create(
         openai: None,
         dialect: "native",
     };
-    let given_as_tokens = matches!(submission.draft.prompt, Prompt::Tokens(_));
-    let accepted = submit(&state, model, Draft::Text(submission.draft), options)
+    let given_as_tokens = matches!(
+        &submission.draft,
+        Draft::Text(TextDraft {
+            prompt: Prompt::Tokens(_),
+            ..
+        })
+    );
+    let accepted = submit(&state, &submission.model, submission.draft, options)
         .await
         .map_err(|error| match given_as_tokens {
             true => naming_tokens(error),
@@ -148,7 +164,8 @@ pub(super) async fn show(
     ),
     responses(
         (status = 200, description = "events: queued, started, prompt_logprobs, text, \
-            choice_finished, and last finished or failed", content_type = "text/event-stream"),
+            choice_finished, of pictures progress, preview and image, and last finished or failed",
+            content_type = "text/event-stream"),
         (status = 204, description = "the client has seen the last event already"),
         (status = 400, description = "from or Last-Event-ID is no number of an event"),
         (status = 404, description = "there is no such request"),
@@ -165,9 +182,7 @@ pub(super) async fn events(
     let mut query = read_query(query)?;
     let after = sse::resume_point(&headers, query.remove("from").as_deref(), &log)?;
     let dialect: Box<dyn sse::Dialect> = match query.remove("dialect").as_deref() {
-        None | Some("native") => Box::new(NativeDialect {
-            logprobs: request.logprobs,
-        }),
+        None | Some("native") => Box::new(NativeDialect::of(&request)),
         Some("openai") => openai::dialect_for(&request),
         Some(_) => {
             let message = "dialect must be native or openai";

@@ -1,15 +1,18 @@
 //! From the body of a submission to a draft.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::AppState;
+use super::parse_image;
+use crate::api::error::ApiError;
 use crate::api::openai::{read_chat, read_deadline};
-use crate::intake::{Fields, Invalid, InvalidKind, Prompt, TextDraft};
+use crate::api::{AppState, ServedModel};
+use crate::intake::{Draft, Fields, Intake, Invalid, InvalidKind, Prompt, TextDraft};
 
 /// A submission, read but not checked.
 pub(super) struct Submission {
-    pub(super) model: Option<String>,
-    pub(super) draft: TextDraft,
+    pub(super) model: Arc<ServedModel>,
+    pub(super) draft: Draft,
     pub(super) deadline: Option<Duration>,
     pub(super) detach: bool,
 }
@@ -17,14 +20,15 @@ pub(super) struct Submission {
 /// Reads the body.
 ///
 /// # Errors
-/// No JSON object, a wrong type, an unknown field, not exactly one kind of prompt.
-pub(super) fn parse(state: &AppState, body: &[u8]) -> Result<Submission, Invalid> {
+/// No JSON object, no such model, a wrong type, an unknown field, not exactly one kind of prompt.
+pub(super) fn parse(state: &AppState, body: &[u8]) -> Result<Submission, ApiError> {
     let mut fields = Fields::parse(body)?;
     let model = fields.string("model")?;
-    let mut draft = TextDraft::new(prompt(&mut fields)?);
-    draft.best_of = fields.count("best_of")?;
-    draft.logprobs = fields.count("logprobs")?;
-    draft.read_shared(&mut fields)?;
+    let model = Arc::clone(state.model(model.as_deref())?);
+    let draft = match &model.intake {
+        Intake::Text(_) => Draft::Text(text(&mut fields)?),
+        Intake::Image(_) => Draft::Image(parse_image::draft(&mut fields)?),
+    };
     let deadline = read_deadline(&mut fields, state.config.max_deadline)?;
     let detach = fields.boolean("detach")?.unwrap_or(false);
     fields.only("priority", &[])?;
@@ -35,6 +39,14 @@ pub(super) fn parse(state: &AppState, body: &[u8]) -> Result<Submission, Invalid
         deadline,
         detach,
     })
+}
+
+fn text(fields: &mut Fields) -> Result<TextDraft, Invalid> {
+    let mut draft = TextDraft::new(prompt(fields)?);
+    draft.best_of = fields.count("best_of")?;
+    draft.logprobs = fields.count("logprobs")?;
+    draft.read_shared(fields)?;
+    Ok(draft)
 }
 
 fn prompt(fields: &mut Fields) -> Result<Prompt, Invalid> {

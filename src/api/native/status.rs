@@ -3,6 +3,7 @@
 use super::dialect::queued;
 use super::gather::Gathered;
 use super::wire::{Choice, State, Status, Timings};
+use super::wire_image::ImageStatus;
 use crate::api::error::{ApiError, ErrorShape};
 use crate::api::milliseconds;
 use crate::api::requests::Request;
@@ -12,8 +13,10 @@ use crate::time::Time;
 /// The status that a request's events add up to.
 pub(super) fn status(request: &Request, events: &[Event]) -> Status {
     let mut gathered = Gathered::new(request.logprobs);
-    for index in 0..request.choices {
-        gathered.choice(index);
+    if request.picture.is_none() {
+        for index in 0..request.choices {
+            gathered.choice(index);
+        }
     }
     let mut status = Status {
         id: request.id.to_string(),
@@ -23,14 +26,21 @@ pub(super) fn status(request: &Request, events: &[Event]) -> Status {
         queue: None,
         choices: Vec::new(),
         prompt_logprobs: None,
+        images: request
+            .picture
+            .as_ref()
+            .map(|picture| ImageStatus::all(picture)),
         usage: None,
         error: None,
         timings: Timings::default(),
         last_seq: events.last().map_or(0, |event| event.seq),
     };
     for event in events {
-        gathered.add(event);
         apply(&mut status, event, request.accepted_at);
+        match &mut status.images {
+            Some(images) => ImageStatus::apply(images, request.id, &event.kind),
+            None => gathered.add(event),
+        }
     }
     status.choices = gathered.choices.into_values().collect();
     if status.state == State::Finished {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::wire_image::ImageStatus;
 use crate::batch::{FinishReason, TokenLogprob, Usage};
 
 /// A request to make. Exactly one of `prompt`, `tokens` and `messages` is given; what else is left
@@ -116,6 +117,9 @@ pub struct Status {
     /// Log-probabilities of the prompt's tokens, if asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<Vec<Logprob>>,
+    /// Its pictures, if it is for an image model; `choices` is then empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<ImageStatus>>,
     /// What it used, at the end.
     pub usage: Option<UsageBody>,
     /// Why it failed: as the body of an error.
@@ -229,6 +233,17 @@ pub struct UsageBody {
     pub cached_tokens: u32,
     /// New tokens of all answers.
     pub completion_tokens: u32,
+    /// Pictures drawn; left out if none were.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub images: u32,
+    /// Denoising steps of all pictures; left out if there were none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub denoising_steps: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl From<Usage> for UsageBody {
@@ -237,6 +252,8 @@ impl From<Usage> for UsageBody {
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             completion_tokens: usage.completion_tokens,
+            images: usage.images,
+            denoising_steps: usage.denoising_steps,
         }
     }
 }

@@ -125,7 +125,7 @@ struct Description;
 
 /// This dialect's part of the description.
 pub(in crate::api) fn description() -> utoipa::openapi::OpenApi {
-    Description::openapi()
+    Description::openapi().merge_from(super::images::description())
 }
 
 #[cfg(test)]

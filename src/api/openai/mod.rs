@@ -1,4 +1,4 @@
-//! OpenAI's dialect: `/v1/chat/completions`, `/v1/completions` and `/v1/models`.
+//! OpenAI's dialect: `/v1/chat/completions`, `/v1/completions`, `/v1/models`, and [`images`].
 //!
 //! Every field of a request is honoured or refused by name with a 400; none is silently dropped.
 //!
@@ -27,6 +27,7 @@ mod chat;
 mod completions;
 mod docs;
 mod gather;
+mod images;
 mod logprobs;
 mod messages;
 mod models;
@@ -48,20 +49,53 @@ use super::sse::Dialect;
 
 pub(crate) use chat::read_chat;
 pub(super) use docs::description;
+pub use images::ImageShape;
 use reply::Endpoint;
 pub use reply::StreamShape;
 pub(crate) use request::read_deadline;
+
+/// How a request's reply is to look in this dialect: kept with the request, so that its stream can be
+/// resumed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyShape {
+    /// A text's.
+    Text(StreamShape),
+    /// Pictures'.
+    Images(ImageShape),
+}
+
+impl ReplyShape {
+    /// A text's shape.
+    fn text(&self) -> Option<&StreamShape> {
+        match self {
+            ReplyShape::Text(shape) => Some(shape),
+            ReplyShape::Images(_) => None,
+        }
+    }
+
+    /// Pictures' shape.
+    fn images(&self) -> Option<&ImageShape> {
+        match self {
+            ReplyShape::Images(shape) => Some(shape),
+            ReplyShape::Text(_) => None,
+        }
+    }
+}
 
 /// The routes of this dialect.
 pub fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route(Endpoint::Chat.path(), post(chat::create))
         .route(Endpoint::Completions.path(), post(completions::create))
+        .merge(images::routes())
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
 }
 
 /// OpenAI's frames for a request, whichever dialect it came in by.
 pub fn dialect_for(request: &Request) -> Box<dyn Dialect> {
-    Box::new(stream::ChunkDialect::of(request))
+    match request.picture {
+        Some(_) => Box::new(images::ImageDialect::of(request)),
+        None => Box::new(stream::ChunkDialect::of(request)),
+    }
 }

@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use super::types::{ModelBody, ModelList};
 use crate::api::error::OpenAiError;
 use crate::api::{AppState, ServedModel};
+use crate::intake::Intake;
 
 fn body(model: &ServedModel) -> ModelBody {
     ModelBody {
@@ -15,6 +16,10 @@ fn body(model: &ServedModel) -> ModelBody {
         object: "model",
         created: model.created,
         owned_by: "girandole",
+        task: match model.intake {
+            Intake::Text(_) => "text",
+            Intake::Image(_) => "image",
+        },
         max_model_len: model.intake.text().ok().map(|text| text.max_context),
     }
 }

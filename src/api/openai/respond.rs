@@ -6,6 +6,7 @@ use axum::Json;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
+use super::ReplyShape;
 use super::gather::{End, Gathered};
 use super::reply::{Answer, Echo, Endpoint, Head, StreamShape, chat_reply, completion_reply};
 use super::request::Call;
@@ -64,7 +65,7 @@ impl Client {
             deadline: call.deadline,
             idempotency,
             on_disconnect: OnDisconnect::AbandonAfter(state.config.openai_grace),
-            openai: Some(shape),
+            openai: Some(ReplyShape::Text(shape)),
             dialect: "openai",
         }
     }
@@ -199,7 +200,7 @@ async fn whole(endpoint: Endpoint, accepted: &[Accepted]) -> Result<Response, Ap
     }
     let mut answers = Vec::with_capacity(accepted.len());
     for (one, events) in accepted.iter().zip(&logs) {
-        let shape = one.request.openai.as_ref();
+        let shape = one.request.openai.as_ref().and_then(ReplyShape::text);
         let shape = shape.expect("requests of this dialect are submitted with a shape");
         answers.push(answer(shape, one.request.choices, events)?);
     }
@@ -211,7 +212,7 @@ async fn whole(endpoint: Endpoint, accepted: &[Accepted]) -> Result<Response, Ap
     Ok(Json(reply).into_response())
 }
 
-async fn until_closed(log: &SharedLog) -> Vec<Event> {
+pub(super) async fn until_closed(log: &SharedLog) -> Vec<Event> {
     while !log.is_closed() {
         log.wait_beyond(log.last_seq()).await;
     }
@@ -247,7 +248,7 @@ fn answer<'a>(
 }
 
 /// Every response that belongs to a request tells its id.
-fn with_id(mut response: Response, id: RequestId) -> Response {
+pub(super) fn with_id(mut response: Response, id: RequestId) -> Response {
     let value = HeaderValue::from_str(&id.to_string()).expect("hexadecimal digits are visible");
     response.headers_mut().insert(REQUEST_ID, value);
     response

@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 
+use super::ReplyShape;
 use super::gather::{End, Gathered, Part};
 use super::logprobs;
 use super::reply::{Endpoint, Head, StreamShape, finish_word, to_json, usage_body};
@@ -41,7 +42,9 @@ impl ChunkDialect {
     pub(super) fn of(request: &Request) -> Self {
         let shape = request
             .openai
-            .clone()
+            .as_ref()
+            .and_then(ReplyShape::text)
+            .cloned()
             .unwrap_or_else(|| StreamShape::foreign(request.logprobs));
         let head = Head::of(shape.endpoint, request);
         Self::new(head, shape, request.choices)
@@ -190,6 +193,7 @@ fn frame(id: u64, data: impl Into<String>) -> Frame {
         id,
         event: None,
         data: data.into(),
+        pictures: Vec::new(),
     }
 }
 

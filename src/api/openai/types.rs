@@ -118,6 +118,8 @@ pub(super) struct ModelBody {
     pub(super) object: &'static str,
     pub(super) created: u64,
     pub(super) owned_by: &'static str,
+    /// What it makes: `text` or `image`.
+    pub(super) task: &'static str,
     /// Tokens of a prompt and its answer together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_model_len: Option<u32>,
