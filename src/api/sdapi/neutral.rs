@@ -13,7 +13,7 @@ use crate::intake::{Fields, Invalid, InvalidKind};
 
 /// Those of the second pass, which has no effect without `enable_hr`; those that limit `s_churn`, which
 /// must be 0; the guidance of models that edit by instruction; records that only the web UI keeps.
-const WITHOUT_EFFECT: [&str; 22] = [
+const WITHOUT_EFFECT: [&str; 21] = [
     "hr_scale",
     "hr_upscaler",
     "hr_second_pass_steps",
@@ -34,7 +34,6 @@ const WITHOUT_EFFECT: [&str; 22] = [
     "inpaint_full_res_padding",
     "do_not_save_samples",
     "do_not_save_grid",
-    "override_settings_restore_afterwards",
     // Without a script there is nothing to read them.
     "script_args",
 ];

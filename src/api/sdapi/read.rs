@@ -76,6 +76,17 @@ pub(super) fn read(
         Some(settings) => options::read(state, settings, &model)?,
         None => model,
     };
+    let settings = echo.get("override_settings").and_then(Value::as_object);
+    let overridden = settings.is_some_and(|settings| !settings.is_empty());
+    let restored = fields.boolean("override_settings_restore_afterwards")?;
+    if overridden && restored == Some(false) {
+        return Err(Invalid::new(
+            InvalidKind::Unsupported,
+            "override_settings_restore_afterwards",
+            "is not supported by this service, except as true; see /sdapi/v1/options",
+        )
+        .into());
+    }
     let intake = model.intake.image()?;
     let mut draft = ImageDraft::new(fields.string("prompt")?.unwrap_or_default());
     draft.names = NAMES;
