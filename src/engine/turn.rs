@@ -14,11 +14,11 @@ use super::handle::{EngineHandle, Shared};
 use super::mailbox::{CancelKind, Delivery, Mail};
 use super::request::{Request, TokenGap};
 use super::{EngineConfig, EngineState, Observer, Reject, RequestEnd, Snapshot, StepReport};
-use crate::batch::{Admission, Next, Phase, PlannedRow, RowOutcome, Slot, StepPlan};
+use crate::batch::{Admission, Emission, Next, Phase, PlannedRow, RowOutcome, Slot, StepPlan};
 use crate::events::FailureKind;
 use crate::job::{RequestId, RowId};
 use crate::model::{Model, ModelError};
-use crate::scheduler::{Entry, RowResult, Scheduler};
+use crate::scheduler::{Endings, Entry, RowResult, Scheduler};
 use crate::time::{Clock, Time};
 
 /// What to do after a turn.
@@ -261,12 +261,17 @@ impl Engine {
             })
             .collect();
         self.scheduler.update(now, run, &results);
+        let said = || outcomes.iter().flat_map(|outcome| &outcome.emitted);
+        let endings = match said().any(|said| matches!(said, Emission::Progress { .. })) {
+            true => self.scheduler.endings(now),
+            false => Endings::default(),
+        };
         for (outcome, planned) in outcomes.into_iter().zip(run) {
-            self.record(now, outcome, planned.phase);
+            self.record(now, outcome, planned.phase, &endings);
         }
     }
 
-    fn record(&mut self, now: Time, outcome: RowOutcome, phase: Phase) {
+    fn record(&mut self, now: Time, outcome: RowOutcome, phase: Phase, endings: &Endings) {
         let slot = outcome.slot;
         // A row that was cancelled during the pass has no slot any more.
         let Some(row) = self.rows[slot.index()] else {
@@ -277,7 +282,7 @@ impl Engine {
         };
         request.enter_phase(row.choice, phase);
         for emission in outcome.emitted {
-            for gap in request.emit(now, row.choice, emission) {
+            for gap in request.emit(now, row.choice, emission, endings) {
                 let (observer, model) = (&self.shared.observer, &self.shared.model);
                 match gap {
                     TokenGap::First(since) => observer.first_token(model, since),
