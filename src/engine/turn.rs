@@ -382,11 +382,11 @@ impl Engine {
 impl Shared {
     /// Ends a request for good; its place is free when this returns.
     fn close_log(&self, now: Time, request: Request, close: impl FnOnce(Request) -> RequestEnd) {
-        let (submitted, tokens) = (request.submitted, request.usage().completion_tokens);
+        let (submitted, usage) = (request.submitted, request.usage());
         let end = close(request);
         self.gate.note_end(now);
         self.observer
-            .ended(&self.model, end, now - submitted, tokens);
+            .ended(&self.model, end, now - submitted, usage);
     }
 
     /// Takes nothing more, and fails what nobody has looked at yet.
@@ -399,13 +399,27 @@ impl Shared {
 }
 
 fn step_report(started: Time, now: Time, run: &[PlannedRow]) -> StepReport {
-    let begin = |planned: &&PlannedRow| planned.phase == Phase::Begin;
-    StepReport {
+    let mut report = StepReport {
         duration: now - started,
-        begin_rows: run.iter().filter(begin).count() as u32,
-        iterate_rows: run.iter().filter(|planned| !begin(planned)).count() as u32,
-        begin_work: run.iter().filter(begin).map(|planned| planned.work).sum(),
+        ..StepReport::default()
+    };
+    for planned in run {
+        match planned.phase {
+            Phase::Begin => {
+                report.begin_rows += 1;
+                report.begin_work += planned.work;
+            }
+            Phase::Iterate => {
+                report.iterate_rows += 1;
+                report.units += planned.work;
+            }
+            Phase::Finish => {
+                report.finish_rows += 1;
+                report.units += planned.work;
+            }
+        }
     }
+    report
 }
 
 /// What a pass does, in one word.
