@@ -49,7 +49,7 @@ pub(super) struct ImageToImageBody {
     /// One picture in Base64, with or without `data:` before it.
     init_images: Vec<String>,
     /// How much of the schedule is run on it.
-    denoising_strength: Option<f32>,
+    denoising_strength: Option<f64>,
     /// Where this picture is white, it is drawn anew.
     mask: Option<String>,
     /// 1: where it is black.
@@ -96,7 +96,7 @@ pub(super) struct Info<'a> {
     pub(super) sd_vae_hash: Option<&'a str>,
     pub(super) seed_resize_from_w: i32,
     pub(super) seed_resize_from_h: i32,
-    pub(super) denoising_strength: Option<f32>,
+    pub(super) denoising_strength: Option<f64>,
     pub(super) extra_generation_params: Map<String, Value>,
     pub(super) index_of_first_image: u32,
     pub(super) infotexts: Vec<String>,
