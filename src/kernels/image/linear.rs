@@ -118,9 +118,8 @@ impl Linear {
         let rows = x.elem_count() / self.inputs;
         match &self.weight {
             Weight::Packed(weight) => multiply_tensor(
-                weight,
+                |x, addends| weight.multiply(x, &Geometry::rows(rows), addends),
                 x,
-                &Geometry::rows(rows),
                 self.bias.as_ref(),
                 None,
                 residual,

@@ -20,6 +20,7 @@ mod softmax;
 pub mod stock;
 #[cfg(test)]
 mod test_tensors;
+mod winograd;
 
 pub use attention::{Mask, attention};
 pub use conv::{Conv2d, ConvOptions, Padding};

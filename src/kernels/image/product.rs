@@ -229,34 +229,56 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
+/// How a product is cut into tasks: parts of the pixels by parts of the columns.
+pub(super) struct Tasks {
+    pixels: usize,
+    tiles: usize,
+    pixel_parts: usize,
+    tile_parts: usize,
+}
+
+impl Tasks {
+    /// With at most so many pixels and tiles each.
+    pub(super) fn new(pixels: usize, tiles: usize, task_pixels: usize, task_tiles: usize) -> Self {
+        let pixel_parts = pixels.div_ceil(task_pixels);
+        let wanted = (threads::compute_threads() * TASKS_PER_THREAD).div_ceil(pixel_parts.max(1));
+        // Two pairs of tiles at least: fewer, and gathering takes as long as multiplying.
+        let most = tiles.div_ceil(4);
+        Self {
+            pixels,
+            tiles,
+            pixel_parts,
+            tile_parts: tiles.div_ceil(task_tiles).max(wanted.min(most)),
+        }
+    }
+
+    /// Runs them all, spread over the threads. A pixel takes `inputs` multiply-adds per column.
+    pub(super) fn run(&self, inputs: usize, task: impl Fn(Range<usize>, Range<usize>) + Sync) {
+        let count = self.pixel_parts * self.tile_parts;
+        let operations = self.pixels * inputs * self.tiles * COLUMNS / count.max(1);
+        // Kernels take tiles in pairs.
+        let pairs = self.tiles.div_ceil(2);
+        let first_tile = |part: usize| (2 * (part * pairs / self.tile_parts)).min(self.tiles);
+        let first_pixel = |part: usize| part * self.pixels / self.pixel_parts;
+        threads::for_each_range(count, operations, |tasks| {
+            for index in tasks {
+                // The same tiles for all pixels, then the next: they may lie in a cache still.
+                let (tiles, pixels) = (index / self.pixel_parts, index % self.pixel_parts);
+                task(
+                    first_pixel(pixels)..first_pixel(pixels + 1),
+                    first_tile(tiles)..first_tile(tiles + 1),
+                );
+            }
+        });
+    }
+}
+
 impl Walk<'_> {
     fn run(&self, output: &SharedOutput<'_>) {
         let tiles = self.weight.out.div_ceil(COLUMNS);
-        let pixel_parts = self.pixels.div_ceil(TASK_PIXELS);
-        let wanted = (threads::compute_threads() * TASKS_PER_THREAD).div_ceil(pixel_parts.max(1));
-        // In pairs, which kernels take at once; not so few that gathering takes longer than multiplying.
-        let pairs = tiles.div_ceil(2);
-        let tile_parts = tiles
-            .div_ceil(TASK_TILES)
-            .max(wanted.min(pairs.div_ceil(2)));
-        let inputs: usize = self.weight.passes.iter().map(|pass| pass.inputs).sum();
-        let operations = TASK_PIXELS * inputs * tiles.div_ceil(tile_parts) * COLUMNS;
-        threads::for_each_range(pixel_parts * tile_parts, operations, |tasks| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                for task in tasks {
-                    // The same tiles for all pixels, then the next: they may lie in a cache still.
-                    let (tile_part, pixel_part) = (task / pixel_parts, task % pixel_parts);
-                    let part = |index: usize| 2 * (index * pairs / tile_parts);
-                    let pixels = pixel_part * self.pixels / pixel_parts
-                        ..(pixel_part + 1) * self.pixels / pixel_parts;
-                    self.task(
-                        pixels,
-                        part(tile_part)..part(tile_part + 1).min(tiles),
-                        scratch,
-                        output,
-                    );
-                }
-            });
+        let inputs = self.weight.passes.iter().map(|pass| pass.inputs).sum();
+        Tasks::new(self.pixels, tiles, TASK_PIXELS, TASK_TILES).run(inputs, |pixels, tiles| {
+            SCRATCH.with_borrow_mut(|scratch| self.task(pixels, tiles, scratch, output));
         });
     }
 
@@ -378,39 +400,54 @@ fn store_body<V: Vector>(
             let first = tile * COLUMNS;
             let row = pixel / place.row_pixels * out + first;
             let at = pixel * out + first;
-            let columns = COLUMNS.min(out - first);
-            if columns == COLUMNS {
-                let mut total = V::load(sum);
-                if let Some(bias) = addends.bias {
-                    total = total.add(load(bias, first));
-                }
-                if let Some(per_row) = addends.per_row {
-                    total = total.add(load(per_row, row));
-                }
-                if let Some(residual) = addends.residual {
-                    total = total.add(load(residual, at));
-                }
-                let mut stored = [0f32; COLUMNS];
-                total.store(&mut stored);
-                output.write_array(at, &stored);
-            } else {
-                let mut total = *sum;
-                let total = &mut total[..columns];
-                for (addend, at) in [
-                    (addends.bias, first),
-                    (addends.per_row, row),
-                    (addends.residual, at),
-                ] {
-                    if let Some(addend) = addend {
-                        for (total, addend) in total.iter_mut().zip(&addend[at..at + columns]) {
-                            *total += addend;
-                        }
-                    }
-                }
-                output.write(at, total);
+            write_tile(V::load(sum), first, row, at, out, addends, output);
+        }
+    }
+}
+
+/// Sixteen columns from `first`, plus the addends, of which the row's and the pixel's begin at `row` and `at`, to `at`.
+/// Columns that do not exist are left out.
+#[inline(always)]
+pub(super) fn write_tile<V: Vector>(
+    total: V,
+    first: usize,
+    row: usize,
+    at: usize,
+    out: usize,
+    addends: &Addends<'_>,
+    output: &SharedOutput<'_>,
+) {
+    let columns = COLUMNS.min(out - first);
+    let mut stored = [0f32; COLUMNS];
+    if columns == COLUMNS {
+        let mut total = total;
+        if let Some(bias) = addends.bias {
+            total = total.add(load(bias, first));
+        }
+        if let Some(per_row) = addends.per_row {
+            total = total.add(load(per_row, row));
+        }
+        if let Some(residual) = addends.residual {
+            total = total.add(load(residual, at));
+        }
+        total.store(&mut stored);
+        output.write_array(at, &stored);
+        return;
+    }
+    total.store(&mut stored);
+    let stored = &mut stored[..columns];
+    for (addend, at) in [
+        (addends.bias, first),
+        (addends.per_row, row),
+        (addends.residual, at),
+    ] {
+        if let Some(addend) = addend {
+            for (total, addend) in stored.iter_mut().zip(&addend[at..at + columns]) {
+                *total += addend;
             }
         }
     }
+    output.write(at, stored);
 }
 
 #[inline(always)]
@@ -426,9 +463,8 @@ fn load<V: Vector>(from: &[f32], at: usize) -> V {
 /// # Errors
 /// When the tensors are not f32 on the CPU.
 pub(super) fn multiply_tensor(
-    weight: &PackedWeight,
+    multiply: impl FnOnce(&[f32], &Addends<'_>) -> Vec<f32>,
     x: &Tensor,
-    geometry: &Geometry,
     bias: Option<&Tensor>,
     per_row: Option<&Tensor>,
     residual: Option<&Tensor>,
@@ -443,7 +479,7 @@ pub(super) fn multiply_tensor(
                         per_row,
                         residual,
                     };
-                    Ok(weight.multiply(x, geometry, &addends))
+                    Ok(multiply(x, &addends))
                 })
             })
         })
