@@ -1,18 +1,9 @@
 //! What is drawn, and what the answer says of it.
 
-use std::sync::Arc;
-
-use girandole::engine::Submission;
-use girandole::events::EventKind;
-use girandole::events::EventSink;
-use girandole::events::store::{EventStore, Retention};
-use girandole::intake::{Draft, ImageDraft, Intake};
-use girandole::job::RequestId;
-use girandole::time::{Clock, RealClock};
 use serde_json::{Value, json};
 
 use crate::INSTANT;
-use crate::service::{Service, drawing_engine, image_intake, png};
+use crate::service::{Service, png};
 
 #[tokio::test]
 async fn a_drawing_tells_what_it_is_made_of() {
@@ -121,55 +112,55 @@ async fn picture_i_has_the_seed_plus_i() {
     assert_ne!(four.pixels(0), four.pixels(1));
 }
 
-/// The picture that the engine draws of a draft, without any dialect.
-async fn drawn_natively(draft: ImageDraft) -> (u32, u32, Vec<u8>) {
-    let clock = Arc::new(RealClock::start());
-    let engine = drawing_engine("native", &clock, INSTANT, 8).await;
-    let intake = Intake::Image(image_intake());
-    let job = intake.job(Draft::Image(draft)).expect("a job");
-    let store = EventStore::new(Retention::default(), Arc::clone(&clock) as Arc<dyn Clock>);
-    let id = RequestId::from_u128(1);
-    let log = store.open(id);
-    let submission = Submission {
-        id,
-        job: Arc::new(job),
-        log: Arc::clone(&log) as Arc<dyn EventSink>,
-        deadline: None,
-    };
-    let permit = engine.reserve(1, 1).expect("a place");
-    engine.submit(permit, submission).expect("it is taken");
-    log.until_closed().await;
-    let events = log.read_from(1);
-    let picture = events.iter().find_map(|event| match &event.kind {
-        EventKind::Image { picture, .. } => Some(Arc::clone(picture)),
-        _ => None,
-    });
-    let picture = picture.expect("a picture");
-    (picture.width(), picture.height(), picture.rgb().to_vec())
-}
-
 #[tokio::test]
 async fn the_same_is_drawn_as_natively() {
     let service = Service::start(INSTANT).await;
-    let reply = service
-        .client(1, None)
-        .draw(&json!({
-            "prompt": "a red fox", "negative_prompt": "blur", "steps": 7, "seed": 11, "cfg_scale": 3,
-            "width": 48, "height": 80, "sampler_name": "Euler",
-        }))
-        .await;
-    let native = drawn_natively(ImageDraft {
-        negative_prompt: Some("blur".to_owned()),
-        steps: Some(7),
-        seed: Some(11),
-        guidance_scale: Some(3.0),
-        width: Some(48),
-        height: Some(80),
-        schedule: Some("Euler".to_owned()),
-        ..ImageDraft::new("a red fox")
-    })
-    .await;
-    assert_eq!(reply.pixels(0), native);
+    let client = service.client(1, None);
+    let source = png(40, 40, [200, 30, 10]);
+    let words = json!({
+        "prompt": "a red fox", "negative_prompt": "blur", "steps": 7, "seed": 11, "cfg_scale": 3,
+        "width": 48, "height": 80, "sampler_name": "Euler",
+    });
+    let words_natively = json!({
+        "model": "pictures", "prompt": "a red fox", "negative_prompt": "blur", "steps": 7, "seed": 11,
+        "guidance_scale": 3, "width": 48, "height": 80, "schedule": "euler",
+    });
+    let mut picture = words.clone();
+    picture["init_images"] = json!([source]);
+    picture["denoising_strength"] = json!(0.6);
+    picture["mask"] = json!(png(40, 40, [255; 3]));
+    let mut picture_natively = words_natively.clone();
+    picture_natively["image"] = json!(source);
+    picture_natively["strength"] = json!(0.6);
+    picture_natively["mask"] = picture["mask"].clone();
+    for (path, body, natively) in [
+        ("/sdapi/v1/txt2img", words, words_natively),
+        ("/sdapi/v1/img2img", picture, picture_natively),
+    ] {
+        let reply = client.post(path, &body).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let native = client.post("/api/v1/requests", &natively).await;
+        assert_eq!(native.status, 201, "{}", native.body);
+        let id = native.request_id;
+        client.get(&format!("/api/v1/requests/{id}?wait=10")).await;
+        let file = client
+            .file(&format!("/api/v1/requests/{id}/images/0"))
+            .await;
+        // The whole files: the pixels, and what they are made of.
+        assert_eq!(file, reply.image(0), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_pictures_can_be_fetched_again() {
+    let service = Service::start(INSTANT).await;
+    let client = service.client(1, None);
+    let body = json!({"prompt": "a fox", "batch_size": 2});
+    let reply = client.draw(&body).await;
+    for index in 0..2 {
+        let path = format!("/api/v1/requests/{}/images/{index}", reply.request_id);
+        assert_eq!(client.file(&path).await, reply.image(index));
+    }
 }
 
 #[tokio::test]

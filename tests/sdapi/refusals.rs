@@ -10,7 +10,7 @@ const IMAGE: &str = "/sdapi/v1/img2img";
 
 /// Everything that `webuiapi` sends unasked with `txt2img`.
 fn unasked() -> Value {
-    json!({
+    let fields = r#"{
         "enable_hr": false, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 0,
         "hr_resize_x": 0, "hr_resize_y": 0, "hr_checkpoint_name": null, "hr_sampler_name": null,
         "hr_scheduler": null, "hr_prompt": "", "hr_negative_prompt": "", "denoising_strength": 0.7,
@@ -22,8 +22,9 @@ fn unasked() -> Value {
         "s_tmin": 0, "s_noise": 1, "override_settings": {},
         "override_settings_restore_afterwards": true, "sampler_name": "Euler a",
         "scheduler": "automatic", "sampler_index": "Euler a", "script_name": null,
-        "script_args": [], "send_images": true, "save_images": false, "alwayson_scripts": {},
-    })
+        "script_args": [], "send_images": true, "save_images": false, "alwayson_scripts": {}
+    }"#;
+    serde_json::from_str(fields).expect("JSON")
 }
 
 /// What it sends with `img2img`.

@@ -216,6 +216,16 @@ impl Client {
         self.answered(request).await
     }
 
+    /// A file in Base64.
+    pub(crate) async fn file(&self, path: &str) -> String {
+        use base64::Engine;
+        let request = self.http.get(format!("{}{path}", self.base));
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        let file = response.bytes().await.expect("a whole file");
+        base64::engine::general_purpose::STANDARD.encode(file)
+    }
+
     /// As the web UI's clients do: the key is the password.
     async fn answered(&self, request: reqwest::RequestBuilder) -> Reply {
         let request = match self.key {

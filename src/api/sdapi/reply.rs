@@ -11,7 +11,7 @@ use crate::api::picture_file::{DEFAULT_QUALITY, in_base64};
 use crate::api::picture_parameters::PictureParameters;
 use crate::batch::FinishReason;
 use crate::events::{Event, EventKind};
-use crate::picture::{Encoding, Picture, PictureFormat};
+use crate::picture::{Picture, PictureFormat};
 
 /// The version that clients see.
 const VERSION: &str = concat!("girandole ", env!("CARGO_PKG_VERSION"));
@@ -76,24 +76,16 @@ pub(super) async fn reply(
     drawn: &Drawn,
     echo: Map<String, Value>,
 ) -> Result<Reply, ApiError> {
-    let texts: Vec<String> = drawn
-        .pictures
-        .iter()
-        .map(|(seed, _)| shape.parameters.text(*seed))
-        .collect();
     let mut images = Vec::new();
     if shape.send_images {
-        for ((_, picture), text) in drawn.pictures.iter().zip(&texts) {
-            let encoding = Encoding {
-                format: PictureFormat::Png,
-                quality: DEFAULT_QUALITY,
-                size: None,
-                parameters: Some(text.as_str().into()),
-            };
+        for (seed, picture) in &drawn.pictures {
+            let encoding = shape
+                .parameters
+                .encoding(PictureFormat::Png, DEFAULT_QUALITY, *seed);
             images.push(in_base64(picture, encoding).await?);
         }
     }
-    let info = info(shape, drawn, texts);
+    let info = info(shape, drawn);
     Ok(Reply {
         images,
         parameters: filled(echo, shape),
@@ -101,16 +93,17 @@ pub(super) async fn reply(
     })
 }
 
-fn info<'a>(shape: &Shape<'a>, drawn: &Drawn, texts: Vec<String>) -> Info<'a> {
+fn info<'a>(shape: &Shape<'a>, drawn: &Drawn) -> Info<'a> {
     let parameters = shape.parameters;
     let count = drawn.pictures.len();
+    let seeds = || drawn.pictures.iter().map(|(seed, _)| *seed);
     Info {
         prompt: &parameters.prompt,
         all_prompts: vec![&parameters.prompt; count],
         negative_prompt: &parameters.negative_prompt,
         all_negative_prompts: vec![&parameters.negative_prompt; count],
         seed: parameters.seed,
-        all_seeds: drawn.pictures.iter().map(|(seed, _)| *seed).collect(),
+        all_seeds: seeds().collect(),
         subseed: -1,
         all_subseeds: vec![-1; count],
         subseed_strength: 0.0,
@@ -131,7 +124,7 @@ fn info<'a>(shape: &Shape<'a>, drawn: &Drawn, texts: Vec<String>) -> Info<'a> {
         denoising_strength: parameters.strength,
         extra_generation_params: extra(parameters),
         index_of_first_image: 0,
-        infotexts: texts,
+        infotexts: seeds().map(|seed| parameters.text(seed)).collect(),
         styles: Vec::new(),
         job_timestamp: shape.created.to_string(),
         clip_skip: 1,
