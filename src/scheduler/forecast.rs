@@ -269,7 +269,8 @@ impl Forecast {
 
     fn leave_group(&mut self, place: usize) {
         let row = &self.rows[place];
-        self.iterate_seconds -= row.iterate_seconds;
+        // Not below nothing, by rounding: there are no negative durations.
+        self.iterate_seconds = (self.iterate_seconds - row.iterate_seconds).max(0.0);
         if let Some(rows) = self.groups.get_mut(&row.key) {
             *rows -= 1;
             if *rows == 0 {

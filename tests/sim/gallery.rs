@@ -25,6 +25,7 @@ pub(crate) fn picture(prompt: &str, steps: u32) -> ImageJob {
         images: 1,
         prompt: tokens(prompt),
         negative: None,
+        negative_given: false,
         guidance_scale: 1.0,
         steps,
         schedule: ScheduleName::Ddim,
@@ -107,7 +108,7 @@ fn random_job(random: &mut Random, number: u64) -> Job {
             vec![9; (3 * width * height) as usize],
         )),
         // Less than a step is possible: it is only decoded.
-        strength: (1 + random.below(100)) as f32 / 100.0,
+        strength: (1 + random.below(100)) as f64 / 100.0,
         mask: None,
     });
     Job::Image(ImageJob {
