@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use super::ImageShape;
 use super::form::{self, Part};
@@ -46,6 +47,8 @@ pub(super) struct Call {
 pub(super) struct Body {
     pub(super) fields: Fields,
     files: Vec<(String, PictureFile)>,
+    /// By which a repetition is known.
+    pub(super) identity: Bytes,
 }
 
 /// OpenAI's limit.
@@ -82,13 +85,20 @@ impl Body {
         Ok(Body {
             fields: Fields::parse(body)?,
             files: Vec::new(),
+            identity: body.clone(),
         })
     }
 
     fn of_form(parts: Vec<Part>) -> Result<Self, Invalid> {
         let mut members = Map::new();
         let mut files = Vec::new();
+        // Not the body itself: clients draw another boundary whenever they send it.
+        let mut identity = Sha256::new();
         for part in parts {
+            for piece in [part.name.as_bytes(), &part.content[..]] {
+                identity.update((piece.len() as u64).to_le_bytes());
+                identity.update(piece);
+            }
             if part.is_file {
                 // Several files are sent as a list.
                 let name = part.name.trim_end_matches("[]").to_owned();
@@ -102,6 +112,7 @@ impl Body {
         Ok(Body {
             fields: Fields::of(members),
             files,
+            identity: Bytes::copy_from_slice(&identity.finalize()),
         })
     }
 

@@ -66,6 +66,7 @@ pub(super) async fn respond(
     let name = body.fields.string("model")?;
     let model = Arc::clone(model_of(state, name.as_deref())?);
     model.intake.image()?;
+    let idempotency = Idempotency::from_headers(headers, route.path(), &body.identity)?;
     let Call {
         draft,
         shape,
@@ -76,7 +77,7 @@ pub(super) async fn respond(
     let options = SubmitOptions {
         caller,
         deadline,
-        idempotency: Idempotency::from_headers(headers, route.path(), bytes)?,
+        idempotency,
         on_disconnect: OnDisconnect::AbandonAfter(state.config.openai_grace),
         openai: Some(ReplyShape::Images(shape.clone())),
         dialect: "openai",

@@ -118,3 +118,17 @@ fn forms_are_refused_by_name() {
     check(&[("prompt", "x")], "image", InvalidKind::Missing);
     check(&[("@image", "x")], "prompt", InvalidKind::Missing);
 }
+
+#[test]
+fn a_form_is_known_again_whatever_its_boundary() {
+    let identity = |boundary: &str, content: &str| {
+        let head = "Content-Disposition: form-data; name=\"prompt\"";
+        let body = format!("--{boundary}\r\n{head}\r\n\r\n{content}\r\n--{boundary}--");
+        let content_type = format!("multipart/form-data; boundary={boundary}");
+        Body::parse(&content_type, &Bytes::from(body))
+            .expect("a form")
+            .identity
+    };
+    assert_eq!(identity("B", "x"), identity("CC", "x"));
+    assert_ne!(identity("B", "x"), identity("B", "y"));
+}

@@ -1,0 +1,170 @@
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageFormat, RgbaImage};
+
+use super::*;
+use crate::intake::picture_file::{DrawnWhere, MaskFile, PictureFile};
+use crate::model::scripted::{SIZE_FACTOR, ScriptedFrontend};
+
+fn intake() -> ImageIntake {
+    ImageIntake {
+        frontend: Arc::new(ScriptedFrontend),
+        size_factor: SIZE_FACTOR,
+        defaults: ImageDefaults::default(),
+        limits: ImageLimits {
+            max_image_pixels: 512 * 512,
+            ..ImageLimits::default()
+        },
+    }
+}
+
+/// A file of this size whose left half is red and whose right half is clear.
+fn file(width: u32, height: u32) -> PictureFile {
+    let pixels = RgbaImage::from_fn(width, height, |x, _| {
+        let left = x < width / 2;
+        image::Rgba([255, 0, 0, if left { 255 } else { 0 }])
+    });
+    let mut file = Cursor::new(Vec::new());
+    DynamicImage::from(pixels)
+        .write_to(&mut file, ImageFormat::Png)
+        .expect("encoded");
+    PictureFile::new(file.into_inner())
+}
+
+fn job(draft: ImageDraft) -> ImageJob {
+    intake().job(draft).expect("sound")
+}
+
+#[test]
+fn what_is_left_out_takes_the_defaults() {
+    let draft = ImageDraft::new("a fox");
+    let (one, other) = (job(draft.clone()), job(draft));
+    assert_eq!((one.width, one.height, one.images), (512, 512, 1));
+    assert_eq!((one.steps, one.guidance_scale), (20, 7.5));
+    assert!(one.negative.is_some() && one.source.is_none());
+    assert_ne!(one.seed, other.seed);
+    // Seeds that are drawn survive clients that keep numbers as doubles, or as 32 bits.
+    assert!(one.seed <= u64::from(u32::MAX));
+}
+
+#[test]
+fn guidance_of_one_or_less_costs_one_row() {
+    for (guidance_scale, rows) in [(0.0, 1), (1.0, 1), (1.01, 2)] {
+        let draft = ImageDraft {
+            guidance_scale: Some(guidance_scale),
+            ..ImageDraft::new("a")
+        };
+        assert_eq!(job(draft).forward_rows(), rows, "{guidance_scale}");
+    }
+}
+
+#[test]
+fn a_sources_size_is_taken_as_far_as_it_can_be_drawn() {
+    for (source, expected) in [
+        ((512, 512), (512, 512)),
+        ((515, 130), (512, 128)),
+        ((1_024, 1_024), (512, 512)),
+        ((1_024, 256), (1_024, 256)),
+        ((2_048, 512), (1_024, 256)),
+        ((3, 3), (8, 8)),
+        ((4_000, 1), (4_000, 8)),
+        ((1, 60_000), (8, 32_768)),
+    ] {
+        let picture = Picture::new(
+            source.0,
+            source.1,
+            vec![0; (3 * source.0 * source.1) as usize],
+        );
+        let size = fitted(&picture, 8, 512 * 512);
+        assert_eq!(size, expected, "{source:?}");
+        assert!(size.0 * size.1 <= 512 * 512);
+    }
+}
+
+#[test]
+fn source_and_mask_are_brought_to_the_size_that_is_drawn() {
+    let draft = ImageDraft {
+        width: Some(16),
+        height: Some(8),
+        source: Some(file(64, 64)),
+        mask: Some(MaskFile {
+            file: file(64, 64),
+            drawn: DrawnWhere::Transparent,
+        }),
+        strength: Some(0.5),
+        ..ImageDraft::new("a")
+    };
+    let made = job(draft.clone());
+    assert_eq!(made.iterations(), 10);
+    let source = made.source.expect("a source");
+    assert_eq!((source.picture.width(), source.picture.height()), (16, 8));
+    assert_eq!(source.picture.rgb()[..3], [255, 0, 0]);
+    assert_eq!(source.picture.rgb()[45..48], [255, 255, 255]);
+    let mask = source.mask.expect("a mask");
+    assert_eq!((mask.width(), mask.height()), (16, 8));
+    assert_eq!(mask.values()[..16], [[0; 8], [255; 8]].concat());
+    // Its own transparency is a mask only where that is meant.
+    for meant in [false, true] {
+        let alone = ImageDraft {
+            mask: None,
+            source_alpha_is_mask: meant,
+            ..draft.clone()
+        };
+        let source = job(alone).source.expect("a source");
+        assert_eq!(source.mask == Some(Arc::clone(&mask)), meant);
+    }
+}
+
+#[test]
+fn previews_are_evenly_spaced_and_bounded() {
+    let shown = |count, steps| match previews(PreviewDraft::Count(count), steps) {
+        Previews::After(steps) => steps.to_vec(),
+        Previews::None => Vec::new(),
+        Previews::Latest => panic!("a count was asked for"),
+    };
+    assert_eq!(shown(0, 20), []);
+    assert_eq!(shown(1, 20), [10]);
+    assert_eq!(shown(3, 20), [5, 10, 15]);
+    assert_eq!(shown(3, 4), [1, 2, 3]);
+    assert_eq!(shown(3, 2), [1]);
+    assert_eq!(shown(3, 1), []);
+    assert_eq!(shown(u32::MAX, 4), [1, 2, 3]);
+    assert_eq!(previews(PreviewDraft::Latest, 4), Previews::Latest);
+    assert_eq!(previews(PreviewDraft::None, 4), Previews::None);
+}
+
+#[test]
+fn names_of_the_dialect_stand_in_errors() {
+    let draft = ImageDraft {
+        names: FieldNames {
+            width: "size",
+            height: "size",
+            steps: "num_inference_steps",
+            ..FieldNames::default()
+        },
+        ..ImageDraft::new("a")
+    };
+    let refused = |draft: ImageDraft| intake().job(draft).expect_err("refused").message;
+    let wide = ImageDraft {
+        width: Some(1_024),
+        height: Some(1_024),
+        ..draft.clone()
+    };
+    assert_eq!(
+        refused(wide),
+        "size asks for 1024 x 1024 = 1048576 pixels; the limit is 262144 (max_image_pixels)"
+    );
+    let long = ImageDraft {
+        steps: Some(151),
+        ..draft.clone()
+    };
+    assert_eq!(
+        refused(long),
+        "num_inference_steps is 151; it must be 1 to 150"
+    );
+    let nan = ImageDraft {
+        guidance_scale: Some(f64::NAN),
+        ..draft
+    };
+    assert_eq!(refused(nan), "guidance_scale is NaN; it must be 0 to 30");
+}
