@@ -1,12 +1,7 @@
 #!/usr/bin/env python3
 """Runs the conformance checks: starts the built program, waits until it is ready, runs the client
-<<<<<<< HEAD
-against it, ends it. Needs the standard library only; the client needs the package that it is named for,
-`openai` or `webuiapi`, and is run with the Python that runs this.
-=======
-against it, ends it. Needs the standard library only; the clients, one for models that write and one for
-models that draw, need the `openai` package, and are run with the Python that runs this.
->>>>>>> imageapi
+against it, ends it. Needs the standard library only; the clients need the packages that they are named for,
+`openai` or `webuiapi`, and are run with the Python that runs this. A model that draws meets `openai`'s images.
 
     python tests/conformance/run.py --binary target/debug/girandole [--client sdapi] [--model NAME|PATH] ...
 """
@@ -95,22 +90,15 @@ def check(binary, client, model):
             process = start(binary, model, str(key_file), log)
         try:
             url = base_url(process, log_path)
-<<<<<<< HEAD
-            flags = ["--scripted"] if model.startswith("scripted:") else []
+            flags = []
             script, base = HERE / f"{client}_client.py", url + CLIENTS[client][0]
+            if client == "openai" and task(url) == "image":
+                script = HERE / "openai_images.py"
+            elif model.startswith("scripted:"):
+                flags = ["--scripted"]
             command = [sys.executable, script, "--base-url", base, *flags]
             environment = {**os.environ, "OPENAI_API_KEY": KEY, "WEBUI_PASSWORD": KEY}
             result = subprocess.run(command, env=environment, timeout=CLIENT_SECONDS, check=False)
-=======
-            script, flags = "openai_client.py", []
-            if task(url) == "image":
-                script = "openai_images.py"
-            elif model.startswith("scripted:"):
-                flags = ["--scripted"]
-            client = [sys.executable, HERE / script, "--base-url", f"{url}/v1", *flags]
-            environment = {**os.environ, "OPENAI_API_KEY": KEY}
-            result = subprocess.run(client, env=environment, timeout=CLIENT_SECONDS, check=False)
->>>>>>> imageapi
             passed = result.returncode == 0
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             print(error, flush=True)

@@ -1,6 +1,7 @@
 //! Random company: whatever arrives, leaves and is cancelled around it, and however steps, schedules, sizes
 //! and guidance mix, a picture is the one that its request draws alone, bit for bit.
 
+use std::io::Cursor;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,14 +9,16 @@ use std::time::Duration;
 use girandole::engine::turn::{Engine, Turn, unthreaded};
 use girandole::engine::{EngineConfig, EngineHandle, Observer, Submission};
 use girandole::events::{EventKind, EventSink};
+use girandole::intake::picture_file::{DrawnWhere, MaskFile, PictureFile};
 use girandole::intake::{ImageDefaults, ImageDraft, ImageIntake, ImageLimits};
 use girandole::job::{Job, RequestId};
 use girandole::model::device::DeviceSpec;
 use girandole::model::diffusion::loader::{DiffusionAssets, build, load_assets};
 use girandole::model::image_frontend::ImageFrontend;
-use girandole::picture::{Mask, Picture};
+use girandole::picture::Picture;
 use girandole::scheduler::{Batching, SchedulerConfig};
 use girandole::time::{Clock, ManualClock, Time};
+use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -110,17 +113,30 @@ fn job(intake: &ImageIntake, number: u64) -> Job {
     }
     if below(3) == 0 {
         let bytes = (0..3 * width * height).map(|_| below(256) as u8).collect();
-        draft.source = Some(Arc::new(Picture::new(width as u32, height as u32, bytes)));
+        let pixels = RgbImage::from_raw(width as u32, height as u32, bytes).expect("whole");
+        draft.source = Some(file(&pixels.into()));
         draft.strength = Some([0.5, 0.8, 1.0][below(3) as usize]);
         draft.steps = Some(2 + below(4));
         if below(2) == 0 {
             let values = (0..width * height)
                 .map(|at| (at % width < width / 2) as u8 * 255)
                 .collect();
-            draft.mask = Some(Arc::new(Mask::new(width as u32, height as u32, values)));
+            let pixels = GrayImage::from_raw(width as u32, height as u32, values).expect("whole");
+            draft.mask = Some(MaskFile {
+                file: file(&pixels.into()),
+                drawn: DrawnWhere::White,
+            });
         }
     }
     Job::Image(intake.job(draft).expect("the draft is sound"))
+}
+
+fn file(pixels: &DynamicImage) -> PictureFile {
+    let mut bytes = Cursor::new(Vec::new());
+    pixels
+        .write_to(&mut bytes, ImageFormat::Png)
+        .expect("memory can be written to");
+    PictureFile::new(bytes.into_inner())
 }
 
 struct World {
