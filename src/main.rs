@@ -53,10 +53,14 @@ fn main() -> ExitCode {
         Ok(line) => line,
         Err(error) => error.exit(),
     };
-    let config = match line.resolve(&environment()) {
+    let mut config = match line.resolve(&environment()) {
         Ok(config) => config,
         Err(error) => return complain(&error.to_string(), 2),
     };
+    // One model is measured at a time: the first, unless somebody says which.
+    if matches!(line.command, Command::Bench(_)) && config.models_by_default {
+        config.models.truncate(1);
+    }
     // Before anything starts a thread.
     // What is left to Candle on the CPU is small, and the threads of its pool spin while they wait.
     let told_candle = set_candle_threads(1);
