@@ -9,5 +9,5 @@ mod service;
 
 /// Draws at once.
 const INSTANT: &str = "[image]";
-/// Fifty steps a second.
-const STEADY: &str = "[image]\n[cost]\ntokens_per_second = 50.0";
+/// Twenty steps a second.
+const STEADY: &str = "[image]\n[cost]\ntokens_per_second = 20.0";

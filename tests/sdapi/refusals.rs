@@ -88,7 +88,7 @@ async fn a_drawing_from_words_is_refused_by_name() {
         ("cfg_scale", json!(31), "cfg_scale"),
         ("width", json!(0), "width"),
         ("width", json!(63), "width"),
-        ("width", json!(1024), "width"),
+        ("width", json!(1032), "width"),
         ("width", json!(1_000_000), "width"),
         ("height", json!(60), "height"),
         ("height", json!(-64), "height"),

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use crate::service::{ALICE, BOB, Client, GRACE, Reply, Service, pixels};
 use crate::{INSTANT, STEADY};
 
-/// Half a minute of steps: it ends only when it is stopped.
+/// More than seven seconds of steps: it ends only when it is stopped.
 const LONG_STEPS: u64 = 150;
 
 fn long(task_id: Option<&str>) -> Value {
@@ -138,12 +138,20 @@ async fn an_interrupted_drawing_gives_what_was_finished() {
     let drawing = begin(&client, body);
     loop {
         let progress = client.until_running("").await;
+        let state = &progress["state"];
+        let (done, step) = (state["job_no"].as_f64(), state["sampling_step"].as_f64());
+        let (done, step) = (done.expect("a number"), step.expect("a number"));
         let share = progress["progress"].as_f64().expect("a number");
-        if progress["state"]["job_no"] == 1 {
-            assert!((0.3..0.7).contains(&share), "{progress}");
+        assert!(
+            (share - (done + step / 20.0) / 3.0).abs() < 1e-9,
+            "{progress}"
+        );
+        if done == 1.0 {
+            // What has not begun counts as well: about 40 steps at 20 a second.
+            let eta = progress["eta_relative"].as_f64().expect("a number");
+            assert!(eta > 1.0, "{progress}");
             break;
         }
-        assert!(share <= 0.34, "{progress}");
     }
     client.interrupt("").await;
     let reply = ended(drawing).await;
@@ -179,10 +187,10 @@ async fn progress_shows_the_latest_preview() {
         (share - step as f64 / LONG_STEPS as f64).abs() < 1e-9,
         "{progress}"
     );
-    // 50 steps a second.
+    // 20 steps a second, or fewer on a busy machine.
     let eta = progress["eta_relative"].as_f64().expect("a number");
-    let left = (LONG_STEPS - step) as f64 / 50.0;
-    assert!((eta - left).abs() < 0.5 * left, "{eta} for {left}");
+    let left = (LONG_STEPS - step) as f64 / 20.0;
+    assert!((0.5 * left..5.0 * left).contains(&eta), "{eta} for {left}");
     let without = client.progress("?skip_current_image=true").await;
     assert_eq!(without["current_image"], Value::Null);
     assert!(without["state"]["sampling_step"].as_u64() > Some(0));
@@ -244,11 +252,17 @@ async fn a_drawing_whose_client_has_gone_is_given_up() {
     let job = client.until_running("").await["state"]["job"].clone();
     drawing.abort();
     let path = format!("/api/v1/requests/{}", job.as_str().expect("an id"));
-    tokio::time::sleep(GRACE + Duration::from_millis(700)).await;
+    // This does not count as reading it, so it is given up all the same.
+    let gone = async {
+        while client.progress("").await["state"]["job_count"] != 0 {
+            tokio::time::sleep(GRACE / 10).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(5), gone).await;
+    assert!(waited.is_ok(), "it is given up long before it could end");
     let status = client.get(&path).await;
     assert_eq!(status.body["state"], "failed", "{}", status.body);
     assert_eq!(status.body["error"]["code"], "abandoned");
-    assert_eq!(client.progress("").await["state"]["job_count"], 0);
 }
 
 #[tokio::test]

@@ -259,7 +259,7 @@ impl Client {
 
     /// Asks until a task of this client runs and has done a step.
     pub(crate) async fn until_running(&self, query: &str) -> Value {
-        for _ in 0..500 {
+        for _ in 0..1_000 {
             let progress = self.progress(query).await;
             if progress["state"]["sampling_step"].as_u64() > Some(0) {
                 return progress;

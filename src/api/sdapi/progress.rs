@@ -27,7 +27,7 @@ use crate::time::{Clock, Time};
 struct Seen {
     at: Time,
     rows: Vec<Row>,
-    started: bool,
+    started: Option<Time>,
     /// Its place, until it starts: the position, and when it should start.
     queue: Option<(u32, Option<Time>)>,
 }
@@ -58,7 +58,7 @@ impl Seen {
         let mut seen = Seen {
             at,
             rows: vec![row; request.choices as usize],
-            started: false,
+            started: None,
             queue: None,
         };
         for event in events {
@@ -72,7 +72,7 @@ impl Seen {
         match &event.kind {
             EventKind::Queued { position, eta, .. } => self.queue = Some((*position, due(eta))),
             EventKind::Started => {
-                self.started = true;
+                self.started = Some(event.at);
                 self.queue = None;
             }
             EventKind::Progress {
@@ -123,9 +123,14 @@ impl Seen {
         if let Some((_, due)) = self.queue {
             return due.map(until);
         }
-        let open = self.rows.iter().filter(|row| !row.finished);
-        open.map(|row| row.due.map(until))
-            .try_fold(0.0, |most, eta| Some(eta?.max(most)))
+        let open = || self.rows.iter().filter(|row| !row.finished);
+        if open().all(|row| row.due.is_some()) {
+            return open().filter_map(|row| row.due.map(until)).reduce(f64::max);
+        }
+        // Some pictures wait for others: the rest takes as long as what is done took for its share.
+        let (share, began) = (self.share(), self.started?);
+        let elapsed = self.at.saturating_since(began).as_secs_f64();
+        (share > 0.0).then(|| elapsed * (1.0 - share) / share)
     }
 
     /// The newest preview of the first picture that is not finished.
@@ -137,19 +142,15 @@ impl Seen {
     fn textinfo(&self) -> Option<String> {
         match self.queue {
             Some((position, _)) => Some(format!("Queued, {position} ahead")),
-            None if !self.started => Some("Queued".to_owned()),
+            None if self.started.is_none() => Some("Queued".to_owned()),
             None => None,
         }
     }
 
     fn state(&self, request: &Request, task: &Task) -> wire::State {
-        let slowest = self
-            .rows
-            .iter()
-            .filter(|row| !row.finished)
-            .min_by_key(|row| row.step);
-        let last = self.rows.last().cloned().unwrap_or_default();
-        let slowest = slowest.unwrap_or(&last);
+        let open = self.rows.iter().filter(|row| !row.finished);
+        let current = open.max_by_key(|row| row.step).or(self.rows.last());
+        let (step, steps) = current.map_or((0, 0), |row| (row.step, row.steps));
         wire::State {
             skipped: task.stopped() == Some(Stop::Skipped),
             interrupted: task.stopped() == Some(Stop::Interrupted),
@@ -158,8 +159,8 @@ impl Seen {
             job_count: request.choices,
             job_timestamp: request.created.to_string(),
             job_no: self.rows.iter().filter(|row| row.finished).count() as u32,
-            sampling_step: slowest.step,
-            sampling_steps: slowest.steps,
+            sampling_step: step,
+            sampling_steps: steps,
         }
     }
 }
@@ -318,8 +319,8 @@ pub(super) async fn internal(
         Some(Standing::Live(request, log)) => (request, log),
     };
     let seen = Seen::of(&request, &log.read_from(1), state.clock.now());
-    answer.active = seen.started;
-    answer.queued = !seen.started;
+    answer.active = seen.started.is_some();
+    answer.queued = !answer.active;
     answer.progress = Some(seen.share());
     answer.eta = seen.eta();
     answer.textinfo = seen.textinfo();

@@ -139,7 +139,7 @@ pub(super) struct State {
     pub(super) job_timestamp: String,
     /// Pictures finished.
     pub(super) job_no: u32,
-    /// Steps done of the picture that has come least far.
+    /// Steps done of the picture that has come farthest of those that are not finished.
     pub(super) sampling_step: u32,
     /// Steps of a picture.
     pub(super) sampling_steps: u32,
