@@ -349,7 +349,7 @@ async fn models_are_listed_and_found_by_name() {
     let service = Service::start(ECHO).await;
     let model = json!({
         "id": "model/one", "object": "model", "created": 1_700_000_000,
-        "owned_by": "girandole", "max_model_len": 400,
+        "owned_by": "girandole", "task": "text", "max_model_len": 400,
     });
     let list = service.get("/v1/models").await;
     assert_eq!(list.body, json!({"object": "list", "data": [model]}));
