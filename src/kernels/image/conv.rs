@@ -5,7 +5,8 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::elementwise::{add, add_per_row};
-use super::product::{Addends, Geometry, PackedWeight, multiply_tensor};
+use super::finish::{Addends, multiply_tensor};
+use super::product::{Geometry, PackedWeight};
 use super::stock;
 use super::winograd::WinogradWeight;
 use crate::kernels::tensor_data::is_on_cpu;

@@ -213,7 +213,7 @@ fn geglu_body(x: &[f32], width: usize, output: &mut [f32]) {
 
 /// The chance that a normal number is below x, within 2e-7: Abramowitz and Stegun 7.1.26 for the tail.
 #[inline(always)]
-fn normal_cdf(x: f32) -> f32 {
+pub(super) fn normal_cdf(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / 0.327_591_1f32.mul_add(z, 1.0);
     let mut sum = 1.061_405_4f32;

@@ -11,8 +11,9 @@ use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use super::finish::{Addends, write_tile};
 use super::panel::{Begin, COLUMNS, PIXEL_STRIDE, SEGMENT_INPUTS, Segment, multiply};
-use super::product::{Addends, Tasks, write_tile};
+use super::tasks::Tasks;
 use crate::kernels::isa::per_isa;
 use crate::kernels::lines::{Lines, bytes_mut, floats};
 use crate::kernels::shared_output::{SharedOutput, filled};
