@@ -97,5 +97,38 @@ fn comings_and_goings(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, steps, surveys, comings_and_goings);
+/// When 16 pictures will be there, with 256 behind them: told after each of their steps.
+fn endings(criterion: &mut Criterion) {
+    let config = SchedulerConfig {
+        batch_size: 16,
+        max_queue_delay: Duration::ZERO,
+        batching: Batching::Continuous,
+        step_budget: Duration::from_millis(50),
+    };
+    let capacity = Capacity {
+        slots: 16,
+        memory_units: 32,
+    };
+    let mut scheduler = Scheduler::new(config, capacity);
+    let mut now = Time::ZERO;
+    for number in 0..272_u32 {
+        let cost = RowCost {
+            iterate_work: 1 + number % 2,
+            finish_work: 3,
+            begin_work: 1,
+            max_iterations: 4 + number % 50,
+            memory_units: 1 + number % 2,
+        };
+        let request = entry(u128::from(number), 0);
+        scheduler.add(now, Entry { cost, ..request });
+    }
+    for _ in 0..4 {
+        step(&mut scheduler, &mut now);
+    }
+    criterion.bench_function("scheduler/endings of 16 before 256", |bencher| {
+        bencher.iter(|| black_box(scheduler.endings(now)));
+    });
+}
+
+criterion_group!(benches, steps, surveys, comings_and_goings, endings);
 criterion_main!(benches);

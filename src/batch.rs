@@ -24,7 +24,8 @@ pub enum Phase {
     Begin,
     /// One token; one denoising step.
     Iterate,
-    /// What is left when iterating is over (an image's decoding). Text has none.
+    /// What is left when iterating is over (an image's decoding): one row in a pass of its own. Text
+    /// has none.
     Finish,
 }
 
@@ -35,14 +36,16 @@ pub struct BatchKey(pub u64);
 /// What the model says a row will need, before it is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowCost {
-    /// Units of work in `Begin` (prompt tokens). At least 1.
+    /// Units of work in `Begin` (prompt tokens). At least 1. A row that has a `Finish` (a picture) does
+    /// them all in one pass.
     pub begin_work: u32,
     /// `Iterate` steps at most (new tokens, denoising steps).
     pub max_iterations: u32,
     /// Units of work in each of them: 1 for a token; for a picture, its share of the forward pass. At
     /// least 1.
     pub iterate_work: u32,
-    /// Units of work in `Finish`, on the scale of `iterate_work`; 0 for a row that has no such phase.
+    /// Units of work in `Finish`, on the scale of `iterate_work` (by which its time is guessed until one
+    /// has been measured); 0 for a row that has no such phase.
     pub finish_work: u32,
     /// Units of the model's memory, reserved from admission to retirement (KV blocks).
     pub memory_units: u32,

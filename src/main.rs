@@ -30,6 +30,7 @@ use girandole::model::manifest::{GenerationDefaults, Manifest, ModelFiles};
 use girandole::model::scripted::{
     self, Script, ScriptedFrontend, ScriptedImageModel, ScriptedModel,
 };
+use girandole::model::sources::bundled::BUNDLED;
 use girandole::model::sources::cache::Verdict;
 use girandole::model::sources::{self, LoadFormat, ModelRef, SourceSettings};
 use girandole::model::text::chat_template::ChatTemplate;
@@ -52,10 +53,14 @@ fn main() -> ExitCode {
         Ok(line) => line,
         Err(error) => error.exit(),
     };
-    let config = match line.resolve(&environment()) {
+    let mut config = match line.resolve(&environment()) {
         Ok(config) => config,
         Err(error) => return complain(&error.to_string(), 2),
     };
+    // One model is measured at a time: the first, unless somebody says which.
+    if matches!(line.command, Command::Bench(_)) && config.models_by_default {
+        config.models.truncate(1);
+    }
     // Before anything starts a thread.
     // What is left to Candle on the CPU is small, and the threads of its pool spin while they wait.
     let told_candle = set_candle_threads(1);
@@ -210,6 +215,10 @@ fn prepare_images(
     let (device, options) = (config.device, config.diffusion.clone());
     let neutral = ImageDefaults::default();
     let (width, height) = assets.size;
+    let advice = match &config.model {
+        ModelRef::Bundled(model) => Some(*model),
+        _ => None,
+    };
     Ok(PreparedModel {
         intake: Intake::Image(ImageIntake {
             frontend: Arc::clone(&assets.frontend) as Arc<dyn ImageFrontend>,
@@ -217,9 +226,13 @@ fn prepare_images(
             defaults: ImageDefaults {
                 width,
                 height,
-                steps: config.default_steps.unwrap_or(neutral.steps),
+                steps: config
+                    .default_steps
+                    .or(advice.map(|model| model.steps))
+                    .unwrap_or(neutral.steps),
                 guidance_scale: config
                     .default_guidance_scale
+                    .or(advice.map(|model| model.guidance_scale))
                     .unwrap_or(neutral.guidance_scale),
                 ..neutral
             },
@@ -447,6 +460,13 @@ fn list_models(config: &Config) -> anyhow::Result<()> {
             "{:<28} {:<6} {megabytes:>6.0} MB  {place}",
             manifest.name,
             manifest.task.to_string()
+        ))?;
+    }
+    for model in &BUNDLED {
+        let megabytes = model.size_bytes() as f64 / 1e6;
+        say(&format!(
+            "{:<28} {:<6} {megabytes:>6.0} MB  in the program",
+            model.name, "image"
         ))?;
     }
     Ok(())

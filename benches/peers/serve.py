@@ -1,7 +1,8 @@
 """The same load against several OpenAI-compatible servers, in turns within one run, on loopback.
 
 Closed loop: each client sends its next request when the last has ended. Prompts are random token ids, 97 to 160 of them,
-never the same twice; 128 greedy tokens each. Output tokens per second count whole runs, prefill included. Needs Python
+never the same twice (with --text-prompts as many random words: some servers take no ids); 128 greedy tokens each, or
+what a server gives that knows no `ignore_eos`. Output tokens per second count whole runs, prefill included. Needs Python
 alone. Example, with one server of ours and two of llama.cpp:
 
     python3 benches/peers/serve.py --repeats 3 --clients 1,8,32 \\
@@ -24,6 +25,7 @@ import time
 OUTPUT_TOKENS = 128
 PROMPT_TOKENS = (97, 160)
 VOCABULARY = (1000, 49000)
+WORDS = "river light quiet valley stone voice boat bank morning wind bread cloth salt news winter garden letter music".split()
 READY_SECONDS = 120
 REQUEST_SECONDS = 600
 # Requests of each client at a level: enough for a picture, few enough to end.
@@ -71,19 +73,25 @@ async def complete(port, model, prompt, output_tokens=OUTPUT_TOKENS):
         if any(choice.get("text") for choice in event.get("choices", [])):
             frames.append(time.monotonic() - start)
     writer.close()
-    if tokens != output_tokens:
+    # A server that counts nothing sends a frame for each token.
+    tokens = tokens or len(frames)
+    if isinstance(prompt, list) and tokens != output_tokens:
         raise RuntimeError(f"{tokens} tokens instead of {output_tokens}")
-    return frames, time.monotonic() - start
+    return frames, tokens
 
 
-async def level(port, model, clients, seed, requests):
+def random_prompt(rng, text_prompts):
+    count = rng.randint(*PROMPT_TOKENS)
+    if text_prompts:
+        return " ".join(rng.choice(WORDS) for _ in range(count))
+    return [rng.randrange(*VOCABULARY) for _ in range(count)]
+
+
+async def level(port, model, clients, seed, arguments):
     """All requests of one level: output tokens per second, and each request's frames."""
     rng = random.Random(seed)
-    requests = requests or REQUESTS.get(clients, 1)
-    prompts = [
-        [[rng.randrange(*VOCABULARY) for _ in range(rng.randint(*PROMPT_TOKENS))] for _ in range(requests)]
-        for _ in range(clients)
-    ]
+    requests = arguments.requests or REQUESTS.get(clients, 1)
+    prompts = [[random_prompt(rng, arguments.text_prompts) for _ in range(requests)] for _ in range(clients)]
     answers = []
 
     async def client(own):
@@ -93,7 +101,7 @@ async def level(port, model, clients, seed, requests):
     start = time.monotonic()
     await asyncio.gather(*(client(own) for own in prompts))
     seconds = time.monotonic() - start
-    return clients * requests * OUTPUT_TOKENS / seconds, answers
+    return sum(tokens for _, tokens in answers) / seconds, answers
 
 
 async def model_of(port):
@@ -104,7 +112,7 @@ async def model_of(port):
     return json.loads(text[text.index("{") : text.rindex("}") + 1])["data"][0]["id"]
 
 
-async def ready(port, process):
+async def ready(port, process, text_prompts):
     """Waits until a token can be had; returns the model's name."""
     end = time.monotonic() + READY_SECONDS
     while time.monotonic() < end:
@@ -112,7 +120,8 @@ async def ready(port, process):
             sys.exit(f"the server ended with {process.returncode}")
         try:
             model = await model_of(port)
-            await complete(port, model, list(range(1000, 1010)), output_tokens=1)
+            prompt = "One two" if text_prompts else list(range(1000, 1010))
+            await complete(port, model, prompt, output_tokens=1)
             return model
         except (OSError, RuntimeError, ValueError, KeyError, IndexError, asyncio.IncompleteReadError):
             await asyncio.sleep(0.02)
@@ -147,11 +156,11 @@ async def run(arguments):
                 process = subprocess.Popen(parts, stdout=null, stderr=null)
             neighbours = []
             try:
-                model = await ready(port, process)
+                model = await ready(port, process, arguments.text_prompts)
                 rows.setdefault((name, "start"), []).append({"ready_s": time.monotonic() - start, "rss_mb": resident(process.pid)})
                 neighbours = [spin() for _ in range(arguments.neighbours)]
                 for clients in arguments.clients:
-                    rate, answers = await level(port, model, clients, 1000 * repeat + clients, arguments.requests)
+                    rate, answers = await level(port, model, clients, 1000 * repeat + clients, arguments)
                     first = [frames[0] * 1000 for frames, _ in answers]
                     gaps = [1000 * (b - a) for frames, _ in answers for a, b in zip(frames, frames[1:])]
                     row = {
@@ -197,6 +206,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--neighbours", type=int, default=0, help="busy processes beside the server")
     parser.add_argument("--requests", type=int, help="requests of each client at a level, instead of 1 to 6")
+    parser.add_argument("--text-prompts", action="store_true", help="prompts of words instead of token ids")
     parser.add_argument("--json", help="write every sample to this file")
     asyncio.run(run(parser.parse_args()))
 

@@ -7,6 +7,8 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
@@ -106,9 +108,16 @@ pub(super) async fn layer(
     let caller = if state.keys.is_empty() || path.starts_with("/health/") {
         Caller::default()
     } else {
-        match bearer(request.headers()).and_then(|secret| state.keys.caller(secret)) {
+        let shape = ErrorShape::for_path(path);
+        let headers = request.headers();
+        let secret = match shape {
+            // The web UI's clients know no other scheme.
+            ErrorShape::WebUi => bearer(headers).map(Vec::from).or_else(|| basic(headers)),
+            _ => bearer(headers).map(Vec::from),
+        };
+        match secret.and_then(|secret| state.keys.caller(&secret)) {
             Some(caller) => caller,
-            None => return unauthorized().into_response_as(ErrorShape::for_path(path)),
+            None => return unauthorized(shape).into_response_as(shape),
         }
     };
     request.extensions_mut().insert(caller);
@@ -123,12 +132,27 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
         .then(|| secret.trim_ascii())
 }
 
-fn unauthorized() -> ApiError {
-    ApiError::new(
-        StatusCode::UNAUTHORIZED,
-        "invalid_api_key",
-        "the header Authorization: Bearer KEY is missing or its key is not known",
-    )
+/// The password of `Basic`; the name before it can be any.
+fn basic(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let value = headers.get(AUTHORIZATION)?.as_bytes();
+    let (scheme, pair) = value.split_at_checked("Basic ".len())?;
+    if !scheme.eq_ignore_ascii_case(b"Basic ") {
+        return None;
+    }
+    let mut pair = STANDARD.decode(pair.trim_ascii()).ok()?;
+    let colon = pair.iter().position(|byte| *byte == b':')?;
+    Some(pair.split_off(colon + 1))
+}
+
+fn unauthorized(shape: ErrorShape) -> ApiError {
+    let message = match shape {
+        ErrorShape::WebUi => {
+            "the header Authorization: Bearer KEY, or Basic with the key as the password, is missing \
+             or its key is not known"
+        }
+        _ => "the header Authorization: Bearer KEY is missing or its key is not known",
+    };
+    ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
 }
 
 #[cfg(test)]
@@ -185,5 +209,20 @@ sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
         check("Basic abc", None);
         check("Bearer", None);
         check("abc", None);
+    }
+
+    #[test]
+    fn the_password_of_basic_is_read() {
+        let check = |value: &str, expected: Option<&[u8]>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+            assert_eq!(basic(&headers).as_deref(), expected, "{value}");
+        };
+        // "name:se:cret", ":x", and "none", which has no colon.
+        check("Basic bmFtZTpzZTpjcmV0", Some(b"se:cret"));
+        check("basic Ong=", Some(b"x"));
+        check("Basic bm9uZQ==", None);
+        check("Basic ???", None);
+        check("Bearer bmFtZTpzZTpjcmV0", None);
     }
 }

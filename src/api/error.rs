@@ -37,6 +37,8 @@ pub enum ErrorShape {
     Native,
     /// `{"error": {"message", "type", "param", "code"}}`
     OpenAi,
+    /// `{"error": code, "detail": message, "body": "", "errors": message, "field"}`
+    WebUi,
 }
 
 impl ErrorShape {
@@ -45,6 +47,8 @@ impl ErrorShape {
         const OPENAI: [&str; 4] = ["/v1/", "/tokenize", "/detokenize", "/apply-template"];
         if OPENAI.iter().any(|prefix| path.starts_with(prefix)) {
             ErrorShape::OpenAi
+        } else if path.starts_with("/sdapi/") || path.starts_with("/internal/") {
+            ErrorShape::WebUi
         } else {
             ErrorShape::Native
         }
@@ -143,6 +147,14 @@ impl ApiError {
                 "param": self.field,
                 "code": self.code,
             }}),
+            // Clients show `detail` or `errors`; the other members are those that they have seen.
+            ErrorShape::WebUi => json!({
+                "error": self.code,
+                "detail": self.message,
+                "body": "",
+                "errors": self.message,
+                "field": self.field,
+            }),
         }
     }
 

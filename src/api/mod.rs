@@ -15,6 +15,7 @@ pub mod ops;
 mod picture_file;
 pub mod picture_parameters;
 pub mod requests;
+mod sdapi;
 pub mod serve;
 mod socket;
 pub mod sse;
@@ -183,6 +184,7 @@ pub fn router(state: Arc<AppState>) -> Router {
     let routes = Router::new()
         .merge(native::routes())
         .merge(openai::routes())
+        .merge(sdapi::routes())
         .merge(tokens::routes())
         .merge(ops::routes())
         .merge(openapi::routes())

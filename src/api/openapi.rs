@@ -6,7 +6,7 @@ use axum::Router;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{AppState, native, openai, ops};
+use super::{AppState, native, openai, ops, sdapi};
 
 /// The description: `/openapi.json`.
 #[derive(OpenApi)]
@@ -53,7 +53,9 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
     SwaggerUi::new("/docs")
         .url(
             "/openapi.json",
-            Description::openapi().merge_from(openai::description()),
+            Description::openapi()
+                .merge_from(openai::description())
+                .merge_from(sdapi::description()),
         )
         .into()
 }

@@ -4,10 +4,13 @@
 //! Our own instead of `axum::serve`, which gives no access to hyper's limits. HTTP/1.1 without TLS:
 //! a proxy in front brings the rest.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +26,10 @@ const CONNECTION_BUFFER_BYTES: usize = 64 << 10;
 
 /// A client that takes nothing for this long is let go. It can come back and go on where it was.
 const MAX_WRITE_STALL: Duration = Duration::from_secs(300);
+
+/// Where a connection comes from: an extension of each of its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PeerAddress(pub(super) IpAddr);
 
 /// How often finished logs are looked through when nobody comes by.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,7 +55,7 @@ pub async fn serve(
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     let mut stop = std::pin::pin!(stop);
     let linger = loop {
-        let (socket, place) = tokio::select! {
+        let (socket, peer, place) = tokio::select! {
             linger = &mut stop => break linger,
             next = accept(&listener, &room) => next,
             // Ended tasks are collected as they end, so the set is no larger than the room.
@@ -60,7 +67,11 @@ pub async fn serve(
             }
         };
         let socket = TokioIo::new(PatientSocket::new(socket, MAX_WRITE_STALL));
-        let connection = http.serve_connection(socket, service.clone());
+        let service = Connected {
+            routes: service.clone(),
+            peer,
+        };
+        let connection = http.serve_connection(socket, service);
         connections.spawn(run(connection, stop_seen.clone(), place));
     };
     drop(listener);
@@ -86,19 +97,19 @@ fn http(config: &EdgeConfig) -> http1::Builder {
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
+) -> (TcpStream, PeerAddress, OwnedSemaphorePermit) {
     let place = Arc::clone(room)
         .acquire_owned()
         .await
         .expect("the semaphore is never closed");
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => {
+            Ok((socket, peer)) => {
                 // A frame is to leave when it is written, not when the next one joins it.
                 if let Err(error) = socket.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY was refused");
                 }
-                return (socket, place);
+                return (socket, PeerAddress(peer.ip().to_canonical()), place);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -108,8 +119,25 @@ async fn accept(
     }
 }
 
-type Connection =
-    http1::Connection<TokioIo<PatientSocket<TcpStream>>, TowerToHyperService<axum::Router>>;
+type Routes = TowerToHyperService<axum::Router>;
+type Connection = http1::Connection<TokioIo<PatientSocket<TcpStream>>, Connected>;
+
+/// The routes, as one connection calls them.
+struct Connected {
+    routes: Routes,
+    peer: PeerAddress,
+}
+
+impl Service<hyper::Request<Incoming>> for Connected {
+    type Response = <Routes as Service<hyper::Request<Incoming>>>::Response;
+    type Error = <Routes as Service<hyper::Request<Incoming>>>::Error;
+    type Future = <Routes as Service<hyper::Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: hyper::Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
+        self.routes.call(request)
+    }
+}
 
 /// Runs one connection to its end. When the service stops, it finishes the answer it is at.
 async fn run(connection: Connection, mut stop: watch::Receiver<bool>, place: OwnedSemaphorePermit) {

@@ -1,8 +1,9 @@
-//! `bench engine`: prompts and tokens a second of one model, straight from [`TextModel::step`] and so with
+//! `bench engine`: [`pictures`] of an image model; of a text model prompts and tokens a second of one model, straight from [`TextModel::step`] and so with
 //! everything that a step does: the pass, sampling and detokenising.
 //!
 //! [`TextModel::step`]: crate::model::Model::step
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::driver::Driver;
@@ -10,15 +11,16 @@ use super::limits::{Limits, Shares};
 use super::machine::{Machine, processor_time};
 use super::report::{
     DecodeFigures, DecodeLevel, Demand, EngineReport, Measured, PartShare, PrefillFigures,
-    PrefillLevel, SCHEMA, SCHEMA_VERSION, Setup, part_shares,
+    PrefillLevel, Report, SCHEMA, SCHEMA_VERSION, Setup, part_shares,
 };
 use super::statistics::Spread;
-use super::{BenchError, EngineBench};
+use super::{BenchError, EngineBench, pictures};
 use crate::config::{Config, ModelConfig};
 use crate::kernels::isa::Isa;
 use crate::kernels::threads::compute_threads;
 use crate::model::ModelError;
 use crate::model::device::DeviceSpec;
+use crate::model::diffusion::loader::is_diffusers_folder;
 use crate::model::loader::{self, TextAssets};
 use crate::model::manifest::ModelFiles;
 use crate::model::sources::{self, LoadFormat};
@@ -35,19 +37,44 @@ const MIN_PROCESSOR_TIME: Duration = Duration::from_millis(20);
 /// cache: a pass is timed for what it computes, and nobody pays for digests.
 ///
 /// # Errors
-/// There is not exactly one text model, it cannot be had, built or run. Levels that do not fit are no
+/// There is not exactly one model that computes, it cannot be had, built or run. Levels that do not fit are no
 /// errors; the report says why they are missing.
-pub fn run(options: &EngineBench, config: &Config) -> Result<EngineReport, BenchError> {
+pub fn run(options: &EngineBench, config: &Config) -> Result<Report, BenchError> {
     let [model] = &config.models[..] else {
         return Err(BenchError::SeveralModels(config.models.len()));
     };
-    let machine = Machine::here();
-    let assets = match sources::fetch(&model.model, model.load_format, &config.sources)? {
+    let files = match sources::fetch(&model.model, model.load_format, &config.sources)? {
         ModelFiles::Scripted(path) => {
             return Err(BenchError::Scripted(path.display().to_string()));
         }
-        files => loader::load_assets(&files)?,
+        files => files,
     };
+    match diffusers_folder(&files) {
+        Some((folder, dummy_seed)) => {
+            let report = pictures::run(options, model, folder, dummy_seed)?;
+            Ok(Report::Pictures(Box::new(report)))
+        }
+        None => Ok(Report::Text(Box::new(run_text(options, model, &files)?))),
+    }
+}
+
+/// The folder of an image model, with the seed of its weights if they are random.
+fn diffusers_folder(files: &ModelFiles) -> Option<(&Path, Option<u64>)> {
+    let (folder, seed) = match files {
+        ModelFiles::Folder(folder) => (folder.as_path(), None),
+        ModelFiles::Dummy { config, seed } => (config.parent()?, Some(*seed)),
+        ModelFiles::Gguf(_) | ModelFiles::Scripted(_) => return None,
+    };
+    is_diffusers_folder(folder).then_some((folder, seed))
+}
+
+fn run_text(
+    options: &EngineBench,
+    model: &ModelConfig,
+    files: &ModelFiles,
+) -> Result<EngineReport, BenchError> {
+    let machine = Machine::here();
+    let assets = loader::load_assets(files)?;
     let mut settings = model.text.clone();
     settings.batch_size = options.rows.iter().copied().max().unwrap_or(1);
     settings.prefix_cache_tokens = Some(0);

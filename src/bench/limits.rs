@@ -84,7 +84,7 @@ impl Limits {
         Ok(Limits {
             memory,
             weights,
-            float_operations_per_second: best_rate(multiply_floats),
+            float_operations_per_second: float_operations_per_second(),
             integer_operations_per_second: best_rate(multiply_integers),
         })
     }
@@ -107,6 +107,12 @@ impl Limits {
             },
         }
     }
+}
+
+/// Operations on f32 a second, two for each multiply-add: the processor's limit alone, without the buffers
+/// that the limits of memory take.
+pub fn float_operations_per_second() -> f64 {
+    best_rate(multiply_floats)
 }
 
 fn read_limit(bytes: u64) -> Result<ReadLimit, BenchError> {

@@ -22,6 +22,35 @@ pub struct Machine {
     pub load_average: Option<f64>,
 }
 
+/// Memory of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Bytes in memory now, mapped files included.
+    pub resident_bytes: u64,
+    /// The most that they have been.
+    pub peak_bytes: u64,
+}
+
+impl Memory {
+    /// Now, where the system tells.
+    pub fn now() -> Option<Self> {
+        memory_in(&fs::read_to_string("/proc/self/status").ok()?)
+    }
+}
+
+/// Of the lines of `status`, such as `VmRSS:	    1234 kB`.
+fn memory_in(status: &str) -> Option<Memory> {
+    let bytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        let kibibytes = line.trim().strip_suffix("kB")?.trim();
+        kibibytes.parse::<u64>().ok()?.checked_mul(1 << 10)
+    };
+    Some(Memory {
+        resident_bytes: bytes("VmRSS:")?,
+        peak_bytes: bytes("VmHWM:")?,
+    })
+}
+
 impl Machine {
     /// This one, now.
     pub fn here() -> Self {
@@ -143,6 +172,18 @@ mod tests {
     fn this_machine_can_be_described() {
         let machine = Machine::here();
         assert!(!machine.processor.is_empty() && machine.cores > 0);
+    }
+
+    #[test]
+    fn memory_is_read_from_the_lines_of_the_status() {
+        let status = "VmPeak:\t 9 kB\nVmHWM:\t    2048 kB\nVmRSS:\t  1024 kB\n";
+        let expected = Memory {
+            resident_bytes: 1 << 20,
+            peak_bytes: 2 << 20,
+        };
+        assert_eq!(memory_in(status), Some(expected));
+        assert_eq!(memory_in("VmRSS: 1 kB\n"), None);
+        assert_eq!(memory_in("VmRSS: 1 kB\nVmHWM: 1 pages\n"), None);
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! Measurements that the program takes of itself. They are no part of the service.
 //!
 //! [`engine`] measures a model without HTTP, scheduler and logs: what the machine gives for prompts and
-//! for tokens, how far that is from what the machine could give, and where the time goes.
+//! for tokens, or for pictures, how far that is from what the machine could give, and where the time goes.
 
 mod driver;
 pub mod engine;
 pub mod limits;
 pub mod machine;
+mod picture_driver;
+pub mod picture_report;
+mod picture_table;
+pub mod picture_work;
+mod pictures;
 pub mod report;
 pub mod statistics;
 mod table;
@@ -19,17 +24,21 @@ use crate::model::sources::SourceError;
 /// What `bench engine` is to measure. Built by the command line only, within its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineBench {
-    /// Prompt tokens of each prefill level.
+    /// Prompt tokens of each prefill level. Text.
     pub prefill: Vec<u32>,
-    /// Rows of each decode level; at least one level.
+    /// Rows of each decode level, or of the passes of each denoising level; at least one level.
     pub rows: Vec<u32>,
-    /// Tokens in each row's K/V before it decodes.
+    /// Tokens in each row's K/V before it decodes. Text.
     pub context: u32,
-    /// Decode steps of a repeat.
+    /// Decode steps of a repeat; of pictures, the most samples of a point.
     pub steps: u32,
-    /// How often each level is measured.
+    /// How often each level is measured. Text.
     pub repeats: u32,
-    /// Seed of the random prompts.
+    /// Width and height of each size, in pixels; the model's own if there is none. Pictures.
+    pub sizes: Vec<(u32, u32)>,
+    /// How long a point may take, unless a single sample takes longer. Pictures.
+    pub point_seconds: u32,
+    /// Seed of the random prompts, or of the pictures.
     pub seed: u64,
     /// What goes to stdout.
     pub format: ReportFormat,
@@ -53,7 +62,7 @@ pub enum BenchError {
     #[error("bench engine measures one model and {0} are configured: name one with --model")]
     SeveralModels(usize),
     /// There is nothing to measure in a script.
-    #[error("{0} is a script; bench engine measures text models")]
+    #[error("{0} is a script; bench engine measures models that compute")]
     Scripted(String),
     /// The model's files cannot be had.
     #[error(transparent)]
@@ -61,6 +70,21 @@ pub enum BenchError {
     /// The model cannot be built or run.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// No picture of an image model has this size.
+    #[error(
+        "--size {width}x{height}: the model draws pictures whose edges are multiples of {factor}"
+    )]
+    Size {
+        /// In pixels.
+        width: u32,
+        /// In pixels.
+        height: u32,
+        /// In pixels.
+        factor: u32,
+    },
+    /// A picture that the model cannot be asked for.
+    #[error("the model cannot draw what it is measured with: {0}")]
+    Job(String),
     /// A row ended before it should.
     #[error("a row ended early: {0}")]
     EndedEarly(String),

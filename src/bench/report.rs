@@ -1,4 +1,4 @@
-//! What `bench engine` found: the JSON object that it writes, field for field. Times are seconds
+//! What `bench engine` found of a text model: the JSON object that it writes, field for field. Times are seconds
 //! unless their name says otherwise.
 
 use std::time::Duration;
@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::limits::{Limits, Shares};
 use super::machine::Machine;
+use super::picture_report::PictureReport;
 use super::statistics::Spread;
 use crate::model::text::profile::{Part, PartTimes};
 
@@ -15,7 +16,27 @@ pub const SCHEMA: &str = "girandole.bench.engine";
 /// Counts changes of a field's meaning or name. New fields do not count.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// The whole report.
+/// What was found, by the kind of model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Report {
+    /// Of a text model.
+    Text(Box<EngineReport>),
+    /// Of an image model.
+    Pictures(Box<PictureReport>),
+}
+
+impl Report {
+    /// The report as tables.
+    pub fn table(&self) -> String {
+        match self {
+            Report::Text(report) => report.table(),
+            Report::Pictures(report) => report.table(),
+        }
+    }
+}
+
+/// The whole report of a text model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EngineReport {
     /// [`SCHEMA`].

@@ -1,8 +1,9 @@
 //! A report for people.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use super::limits::{Limit, Limits, Shares};
+use super::machine::Machine;
 use super::report::{EngineReport, Measured, PartShare, Setup};
 use super::statistics::Spread;
 
@@ -12,12 +13,7 @@ const LEVELS_ABREAST: usize = 7;
 impl EngineReport {
     /// The report as tables.
     pub fn table(&self) -> String {
-        let mut text = format!("girandole {}, bench engine\n\n", self.girandole);
-        for (name, value) in self.head() {
-            // Long values go on below each other.
-            let value = value.replace('\n', &format!("\n{:12}", ""));
-            let _ = writeln!(text, "{name:<12}{value}");
-        }
+        let mut text = titled(self.girandole, &self.head());
         let repeats = match self.setup.repeats {
             1 => "measured once".to_owned(),
             repeats => format!("median (min .. max) of {repeats}"),
@@ -38,16 +34,9 @@ impl EngineReport {
     }
 
     fn head(&self) -> Vec<(&'static str, String)> {
-        let (machine, setup, demand) = (&self.machine, &self.setup, &self.demand);
-        let mut here = format!("{}, {}", machine.processor, counted(machine.cores, "core"));
-        if let Some(bytes) = machine.last_level_cache_bytes {
-            let _ = write!(here, ", {} of last-level cache", binary_bytes(bytes));
-        }
-        if let Some(load) = machine.load_average {
-            let _ = write!(here, ", load {load:.2} before");
-        }
+        let (setup, demand) = (&self.setup, &self.demand);
         let mut lines = vec![
-            ("machine", here),
+            ("machine", machine_line(&self.machine)),
             ("model", model(setup)),
             (
                 "threads",
@@ -142,6 +131,29 @@ impl EngineReport {
     }
 }
 
+/// What was run, and a line for each of these names.
+pub(super) fn titled(version: &str, head: &[(&str, String)]) -> String {
+    let mut text = format!("girandole {version}, bench engine\n\n");
+    for (name, value) in head {
+        // Long values go on below each other.
+        let value = value.replace('\n', &format!("\n{:12}", ""));
+        let _ = writeln!(text, "{name:<12}{value}");
+    }
+    text
+}
+
+/// Where it was run.
+pub(super) fn machine_line(machine: &Machine) -> String {
+    let mut here = format!("{}, {}", machine.processor, counted(machine.cores, "core"));
+    if let Some(bytes) = machine.last_level_cache_bytes {
+        let _ = write!(here, ", {} of last-level cache", binary_bytes(bytes));
+    }
+    if let Some(load) = machine.load_average {
+        let _ = write!(here, ", load {load:.2} before");
+    }
+    here
+}
+
 fn model(setup: &Setup) -> String {
     let mut text = format!("{} on {}", setup.model, setup.device);
     if setup.load_format == "dummy" {
@@ -219,7 +231,7 @@ fn line(
     ]
 }
 
-fn note(notes: &mut String, level: u32, why: &str) {
+pub(super) fn note(notes: &mut String, level: impl Display, why: &str) {
     let _ = writeln!(notes, "  {level} is skipped: {why}");
 }
 
@@ -247,7 +259,7 @@ fn part_tables(title: &str, unit: &str, levels: &[(u32, &[PartShare])]) -> Strin
     text
 }
 
-fn right_aligned(grid: &[Vec<String>]) -> String {
+pub(super) fn right_aligned(grid: &[Vec<String>]) -> String {
     aligned(grid, false)
 }
 
@@ -280,12 +292,12 @@ fn counted(count: usize, noun: &str) -> String {
     }
 }
 
-fn percent(share: f64) -> f64 {
+pub(super) fn percent(share: f64) -> f64 {
     share * 100.0
 }
 
 /// No more decimals than three digits that count need.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),
@@ -296,7 +308,7 @@ fn number(value: f64) -> String {
 }
 
 /// `84.1 MB`
-fn decimal(value: f64, unit: &str) -> String {
+pub(super) fn decimal(value: f64, unit: &str) -> String {
     let prefixes = ["", "k", "M", "G", "T", "P"];
     let mut scaled = value;
     let mut index = 0;

@@ -16,6 +16,9 @@ const MAX_LEVELS: usize = 32;
 const MAX_PROMPT: u64 = 1 << 20;
 const MAX_STEPS: u64 = 10_000;
 const MAX_REPEATS: u64 = 100;
+const MAX_POINT_SECONDS: u64 = 3600;
+/// Pixels along an edge.
+const MAX_EDGE: u32 = 8192;
 
 const HEADING: &str = "Measurement";
 
@@ -35,13 +38,13 @@ pub(super) fn command(settings: impl IntoIterator<Item = Arg>) -> Clap {
         .disable_help_subcommand(true)
         .subcommand(
             Clap::new("engine")
-                .about("Measure a model without HTTP: prefill, decode, and where the time goes")
+                .about("Measure a model without HTTP: prefill, decode, and where the time goes; denoising, decoding and encoding of pictures")
                 .args(engine_arguments())
                 .args(settings),
         )
 }
 
-fn engine_arguments() -> [Arg; 8] {
+fn engine_arguments() -> [Arg; 10] {
     let argument = |name: &'static str, value: &'static str, default: &'static str, help: &str| {
         Arg::new(name)
             .long(name)
@@ -57,34 +60,58 @@ fn engine_arguments() -> [Arg; 8] {
             "prefill",
             "TOKENS,..",
             "128,512,2048",
-            "Prompt lengths to measure",
+            "Prompt lengths to measure (text)",
         ))
         .value_parser(number(1..=MAX_PROMPT)),
         list(argument(
             "rows",
             "ROWS,..",
             "1,2,4,8,16,32,64",
-            "Numbers of rows that decode together",
+            "Numbers of rows that decode together, or share a denoising step",
         ))
         .value_parser(number(1..=MAX_ROWS)),
         argument(
             "context",
             "TOKENS",
             "128",
-            "Tokens in each row's K/V before it decodes",
+            "Tokens in each row's K/V before it decodes (text)",
         )
         .value_parser(number(1..=MAX_PROMPT)),
-        argument("steps", "COUNT", "32", "Decode steps of a repeat")
-            .value_parser(number(1..=MAX_STEPS)),
+        argument(
+            "steps",
+            "COUNT",
+            "32",
+            "Decode steps of a repeat; of pictures, the most samples of a point",
+        )
+        .value_parser(number(1..=MAX_STEPS)),
         argument(
             "repeats",
             "COUNT",
             "3",
-            "How often each level is measured; medians are shown",
+            "How often each level is measured (text); medians are shown",
         )
         .value_parser(number(1..=MAX_REPEATS)),
-        argument("seed", "NUMBER", "0", "Seed of the random prompts")
-            .value_parser(value_parser!(u64)),
+        Arg::new("size")
+            .long("size")
+            .value_name("WIDTHxHEIGHT")
+            .value_parser(size)
+            .action(ArgAction::Append)
+            .help("Pixels of a picture; may be repeated [default: the model's own]")
+            .help_heading(HEADING),
+        argument(
+            "point-seconds",
+            "SECONDS",
+            "20",
+            "How long each figure of an image model may take; one sample is always taken",
+        )
+        .value_parser(number(1..=MAX_POINT_SECONDS)),
+        argument(
+            "seed",
+            "NUMBER",
+            "0",
+            "Seed of the random prompts, or of the pictures",
+        )
+        .value_parser(value_parser!(u64)),
         argument("format", "table|json", "table", "What goes to stdout")
             .value_parser(["table", "json"])
             .hide_possible_values(true),
@@ -116,6 +143,16 @@ fn engine(matches: &ArgMatches) -> Result<EngineBench, clap::Error> {
         context: number("context"),
         steps: number("steps"),
         repeats: number("repeats"),
+        sizes: {
+            let sizes: Vec<(u32, u32)> = matches
+                .get_many("size")
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect();
+            limited("size", sizes)?
+        },
+        point_seconds: number("point-seconds"),
         seed: *matches.get_one("seed").expect("it has a default"),
         format: match matches.get_one::<String>("format").map(String::as_str) {
             Some("json") => ReportFormat::Json,
@@ -132,11 +169,39 @@ fn levels(name: &str, matches: &ArgMatches) -> Result<Vec<u32>, clap::Error> {
         .flatten()
         .copied()
         .collect();
+    limited(name, levels)
+}
+
+fn limited<T>(name: &str, levels: Vec<T>) -> Result<Vec<T>, clap::Error> {
     match levels.len() {
         0..=MAX_LEVELS => Ok(levels),
         count => Err(clap::Error::raw(
             ErrorKind::TooManyValues,
             format!("--{name} lists {count} levels; at most {MAX_LEVELS} are measured\n"),
         )),
+    }
+}
+
+/// `512x768` -> its numbers.
+fn size(text: &str) -> Result<(u32, u32), String> {
+    let edge = |text: &str| {
+        let edge = text.trim().parse().ok();
+        edge.filter(|edge| (1..=MAX_EDGE).contains(edge))
+    };
+    text.split_once('x')
+        .and_then(|(width, height)| Some((edge(width)?, edge(height)?)))
+        .ok_or_else(|| format!("write WIDTHxHEIGHT, each from 1 to {MAX_EDGE} pixels"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_two_numbers() {
+        assert_eq!(size("512x768"), Ok((512, 768)));
+        for wrong in ["512", "512x", "0x8", "8x8193", "8x8x8", "-8x8", "512X512"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
     }
 }

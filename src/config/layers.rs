@@ -61,7 +61,11 @@ pub(super) fn defaults() -> Values {
         .iter()
         .filter(|setting| !setting.default.is_empty())
     {
-        values.set(setting, vec![setting.default.to_owned()], Origin::Default);
+        let texts = match setting.kind {
+            Kind::Many => setting.default.split(',').map(str::to_owned).collect(),
+            Kind::One | Kind::Switch => vec![setting.default.to_owned()],
+        };
+        values.set(setting, texts, Origin::Default);
     }
     values
 }

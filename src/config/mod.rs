@@ -42,6 +42,8 @@ pub struct Config {
     pub retention: Retention,
     /// What to serve; names are unique, and there is at least one.
     pub models: Vec<ModelConfig>,
+    /// Nobody said what to serve.
+    pub models_by_default: bool,
     /// Where models come from.
     pub sources: SourceSettings,
     /// Models known by name.

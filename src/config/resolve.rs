@@ -53,8 +53,13 @@ pub(super) fn resolve(
     let models_dir = models_folder(&values, config_file.as_deref());
     let catalogue = Catalogue::load(models_dir.as_deref())?;
     let sources = sources(&values, models_dir, variable)?;
+    let models_by_default = models.is_empty()
+        && values
+            .get("model")
+            .is_none_or(|value| value.origin == Origin::Default);
     let models = resolve_models(&values, &models, &catalogue)?;
     Ok(Config {
+        models_by_default,
         listen: listen(&values)?,
         api_key_file: values.path("api_key_file"),
         edge: edge(&values)?,

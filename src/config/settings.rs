@@ -15,7 +15,7 @@ pub(super) struct Setting {
     pub value: &'static str,
     /// How many values it takes.
     pub kind: Kind,
-    /// What it is when nobody sets it; empty for unset.
+    /// What it is when nobody sets it; empty for unset. Several values have commas between them.
     pub default: &'static str,
     /// One line.
     pub help: &'static str,
@@ -103,8 +103,9 @@ const LIMITS: &str = "Limits of a request";
 /// All of them, in the order of the help. One line each is easier to compare than rustfmt's nine.
 #[rustfmt::skip]
 pub(super) const SETTINGS: &[Setting] = &[
-    one(MODELS, "model", "[NAME=]MODEL", "smollm2-135m-instruct",
-        "A name (see `models list`), a .gguf file, a folder, hf:OWNER/REPO[@REV][:FILE.gguf] or \
+    one(MODELS, "model", "[NAME=]MODEL", "smollm2-135m-instruct,tiny-sd",
+        "A name (see `models list`), a .gguf file, a folder (of safetensors, or of an image model in diffusers' \
+         layout), hf:OWNER/REPO[@REV][:FILE.gguf] or \
          scripted:FILE; repeat for several").many(),
     one(MODELS, "device", "cpu|cuda:N|metal:N", "cpu", "Where the model runs").per_model(),
     one(MODELS, "dtype", "auto|f32|f16|bf16", "auto",

@@ -14,7 +14,7 @@ pub mod turn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::batch::{FinishReason, Phase};
+use crate::batch::{FinishReason, Phase, Usage};
 use crate::events::{EventSink, FailureKind};
 use crate::job::{Job, RequestId};
 use crate::model::CacheReport;
@@ -117,27 +117,20 @@ pub trait Observer: Send + Sync {
     fn rejected(&self, _model: &str, _reject: &Reject) {}
     /// A request's first row started after waiting this long.
     fn started(&self, _model: &str, _queued: Duration, _prompt_tokens: u32, _cached_tokens: u32) {}
-    /// A forward pass has ended. `tokens` counts prompt tokens and new tokens computed.
+    /// A forward pass has ended.
     fn step(&self, _model: &str, _step: &StepReport) {}
     /// A row's first token came this long after the request was submitted.
     fn first_token(&self, _model: &str, _since_submit: Duration) {}
     /// A row's next token came this long after its last.
     fn inter_token(&self, _model: &str, _gap: Duration) {}
     /// A request ended.
-    fn ended(
-        &self,
-        _model: &str,
-        _end: RequestEnd,
-        _since_submit: Duration,
-        _completion_tokens: u32,
-    ) {
-    }
+    fn ended(&self, _model: &str, _end: RequestEnd, _since_submit: Duration, _usage: Usage) {}
     /// After every turn.
     fn snapshot(&self, _model: &str, _snapshot: &Snapshot) {}
 }
 
 /// One forward pass, for the [`Observer`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepReport {
     /// How long it took.
     pub duration: Duration,
@@ -145,8 +138,12 @@ pub struct StepReport {
     pub begin_rows: u32,
     /// Rows in `Iterate`.
     pub iterate_rows: u32,
+    /// Rows in `Finish`.
+    pub finish_rows: u32,
     /// Units of `Begin` work done (prompt tokens).
     pub begin_work: u32,
+    /// Units of `Iterate` and `Finish` work done: a text's row is one, a picture's what its model says.
+    pub units: u32,
 }
 
 /// How a request ended.

@@ -10,7 +10,7 @@ use crate::batch::{Emission, FinishReason, Phase, Slot, Usage};
 use crate::events::{EventKind, Failure, FailureKind};
 use crate::job::{Job, Previews, RowId};
 use crate::picture::Picture;
-use crate::scheduler::Place;
+use crate::scheduler::{Endings, Place};
 use crate::time::Time;
 
 /// A request between its submission and its terminal event.
@@ -33,31 +33,8 @@ struct Choice {
     completion_tokens: u32,
     cumulative_logprob: f64,
     last_token_at: Option<Time>,
-    steps: StepPace,
-    last_preview_at: Option<Time>,
+    steps_done: u32,
     finished: Option<FinishReason>,
-}
-
-/// How fast a picture's steps follow each other.
-#[derive(Default)]
-struct StepPace {
-    last_at: Option<Time>,
-    /// Mean time between two steps, the older ones fading.
-    interval: Option<Duration>,
-}
-
-impl StepPace {
-    /// Step number `step` is done. How long the rest should take, once that can be told.
-    fn done(&mut self, at: Time, step: u32, steps: u32) -> Option<Duration> {
-        if let Some(last) = self.last_at.replace(at) {
-            let latest = at - last;
-            self.interval = Some(match self.interval {
-                None => latest,
-                Some(mean) => (mean * 3 + latest) / 4,
-            });
-        }
-        Some(self.interval? * steps.saturating_sub(step))
-    }
 }
 
 /// What its log says of its place in the queue.
@@ -74,9 +51,6 @@ const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// reader counts down by itself.
 const ETA_NEWS: Duration = Duration::from_secs(1);
 const ETA_NEWS_SHARE: f64 = 0.2;
-
-/// Previews of one picture are written down at most so often: 20 in a second is what any stream shows.
-const PREVIEW_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Tokens of a job's prompt, padding included: what is computed.
 fn prompt_tokens(job: &Job) -> u32 {
@@ -164,7 +138,13 @@ impl Request {
     }
 
     /// Appends what a row said. Returns the time since its last token, once for each new one.
-    pub(super) fn emit(&mut self, at: Time, row: u32, emission: Emission) -> Vec<TokenGap> {
+    pub(super) fn emit(
+        &mut self,
+        at: Time,
+        row: u32,
+        emission: Emission,
+        endings: &Endings,
+    ) -> Vec<TokenGap> {
         match emission {
             Emission::Text {
                 text,
@@ -197,7 +177,7 @@ impl Request {
                 Vec::new()
             }
             Emission::Progress { step, steps } => {
-                self.progress(at, row, step, steps);
+                self.progress(at, row, step, steps, endings);
                 Vec::new()
             }
             Emission::Preview { step, picture } => {
@@ -217,10 +197,11 @@ impl Request {
         }
     }
 
-    fn progress(&mut self, at: Time, row: u32, step: u32, steps: u32) {
-        self.usage.denoising_steps += 1;
+    fn progress(&mut self, at: Time, row: u32, step: u32, steps: u32, endings: &Endings) {
         let choice = &mut self.choices[row as usize];
-        let eta = choice.steps.done(at, step, steps);
+        self.usage.denoising_steps += step.saturating_sub(choice.steps_done);
+        choice.steps_done = step;
+        let eta = choice.slot.and_then(|slot| endings.after(slot));
         let event = EventKind::Progress {
             choice: row,
             step,
@@ -230,22 +211,12 @@ impl Request {
         self.append(at, event);
     }
 
-    /// Writes a preview down, unless the last one is so fresh that no reader could be shown both.
     fn preview(&mut self, at: Time, row: u32, step: u32, picture: Arc<Picture>) {
-        let kept = matches!(&self.submission.job.image().previews, Previews::After(_));
-        let choice = &mut self.choices[row as usize];
-        if !kept {
-            let fresh = |last| at < last + PREVIEW_INTERVAL;
-            if choice.last_preview_at.is_some_and(fresh) {
-                return;
-            }
-            choice.last_preview_at = Some(at);
-        }
         let event = EventKind::Preview {
             choice: row,
             step,
             picture,
-            kept,
+            kept: matches!(&self.submission.job.image().previews, Previews::After(_)),
         };
         self.append(at, event);
     }

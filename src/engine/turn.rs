@@ -14,11 +14,11 @@ use super::handle::{EngineHandle, Shared};
 use super::mailbox::{CancelKind, Delivery, Mail};
 use super::request::{Request, TokenGap};
 use super::{EngineConfig, EngineState, Observer, Reject, RequestEnd, Snapshot, StepReport};
-use crate::batch::{Admission, Next, Phase, PlannedRow, RowOutcome, Slot, StepPlan};
+use crate::batch::{Admission, Emission, Next, Phase, PlannedRow, RowOutcome, Slot, StepPlan};
 use crate::events::FailureKind;
 use crate::job::{RequestId, RowId};
 use crate::model::{Model, ModelError};
-use crate::scheduler::{Entry, RowResult, Scheduler};
+use crate::scheduler::{Endings, Entry, RowResult, Scheduler};
 use crate::time::{Clock, Time};
 
 /// What to do after a turn.
@@ -261,12 +261,17 @@ impl Engine {
             })
             .collect();
         self.scheduler.update(now, run, &results);
+        let said = || outcomes.iter().flat_map(|outcome| &outcome.emitted);
+        let endings = match said().any(|said| matches!(said, Emission::Progress { .. })) {
+            true => self.scheduler.endings(now),
+            false => Endings::default(),
+        };
         for (outcome, planned) in outcomes.into_iter().zip(run) {
-            self.record(now, outcome, planned.phase);
+            self.record(now, outcome, planned.phase, &endings);
         }
     }
 
-    fn record(&mut self, now: Time, outcome: RowOutcome, phase: Phase) {
+    fn record(&mut self, now: Time, outcome: RowOutcome, phase: Phase, endings: &Endings) {
         let slot = outcome.slot;
         // A row that was cancelled during the pass has no slot any more.
         let Some(row) = self.rows[slot.index()] else {
@@ -277,7 +282,7 @@ impl Engine {
         };
         request.enter_phase(row.choice, phase);
         for emission in outcome.emitted {
-            for gap in request.emit(now, row.choice, emission) {
+            for gap in request.emit(now, row.choice, emission, endings) {
                 let (observer, model) = (&self.shared.observer, &self.shared.model);
                 match gap {
                     TokenGap::First(since) => observer.first_token(model, since),
@@ -377,11 +382,11 @@ impl Engine {
 impl Shared {
     /// Ends a request for good; its place is free when this returns.
     fn close_log(&self, now: Time, request: Request, close: impl FnOnce(Request) -> RequestEnd) {
-        let (submitted, tokens) = (request.submitted, request.usage().completion_tokens);
+        let (submitted, usage) = (request.submitted, request.usage());
         let end = close(request);
         self.gate.note_end(now);
         self.observer
-            .ended(&self.model, end, now - submitted, tokens);
+            .ended(&self.model, end, now - submitted, usage);
     }
 
     /// Takes nothing more, and fails what nobody has looked at yet.
@@ -394,13 +399,27 @@ impl Shared {
 }
 
 fn step_report(started: Time, now: Time, run: &[PlannedRow]) -> StepReport {
-    let begin = |planned: &&PlannedRow| planned.phase == Phase::Begin;
-    StepReport {
+    let mut report = StepReport {
         duration: now - started,
-        begin_rows: run.iter().filter(begin).count() as u32,
-        iterate_rows: run.iter().filter(|planned| !begin(planned)).count() as u32,
-        begin_work: run.iter().filter(begin).map(|planned| planned.work).sum(),
+        ..StepReport::default()
+    };
+    for planned in run {
+        match planned.phase {
+            Phase::Begin => {
+                report.begin_rows += 1;
+                report.begin_work += planned.work;
+            }
+            Phase::Iterate => {
+                report.iterate_rows += 1;
+                report.units += planned.work;
+            }
+            Phase::Finish => {
+                report.finish_rows += 1;
+                report.units += planned.work;
+            }
+        }
     }
+    report
 }
 
 /// What a pass does, in one word.

@@ -4,16 +4,17 @@
 //! only the latest is kept; everything else stays.
 //!
 //! The numbers keep a promise, on which resuming rests: *whoever has seen everything numbered up to
-//! `s` in the result has seen exactly the events up to `s`*. So a merge takes its last number; and
-//! where the events of several choices were merged across each other, all of them get the one last
-//! number, and a dialect says them in one frame.
+//! `s` in the result has seen exactly the events up to `s`*, but for what an event after `s` outdates. So a
+//! merge takes its last number; and where the events of several choices were merged across each
+//! other, all of them get the one last number, and a dialect says them in one frame.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Event, EventKind};
 
-/// Merges events that follow each other in a log. At most six remain for one choice, however many
-/// come in; two more for each further choice.
+/// Merges events that follow each other in a log. However many come in, few remain beside the previews
+/// that were asked for by number: `Queued`, `Started`, the prompt's and the terminal event, and of each
+/// choice a text, a progress, a preview, a picture and its end.
 pub fn coalesce(events: Vec<Event>) -> Vec<Event> {
     let last_queued = events
         .iter()
@@ -151,6 +152,7 @@ mod tests {
 
     use super::*;
     use crate::batch::{FinishReason, Usage};
+    use crate::events::log::EventLog;
     use crate::picture::Picture;
     use crate::time::Time;
 
@@ -224,25 +226,34 @@ mod tests {
         assert_eq!(merged, expected);
     }
 
-    #[test]
-    fn of_a_pictures_progress_only_the_latest_counts() {
-        let at = |choice, step| EventKind::Progress {
+    fn at(choice: u32, step: u32) -> EventKind {
+        EventKind::Progress {
             choice,
             step,
             steps: 9,
             eta: None,
-        };
-        let seen = |choice, step, kept| EventKind::Preview {
+        }
+    }
+
+    fn seen(choice: u32, step: u32, kept: bool) -> EventKind {
+        EventKind::Preview {
             choice,
             step,
             picture: Arc::new(Picture::new(1, 1, vec![0; 3])),
             kept,
-        };
-        let drawn = |choice| EventKind::Image {
+        }
+    }
+
+    fn drawn(choice: u32) -> EventKind {
+        EventKind::Image {
             choice,
             picture: Arc::new(Picture::new(1, 1, vec![0; 3])),
             seed: 1,
-        };
+        }
+    }
+
+    #[test]
+    fn of_a_pictures_progress_only_the_latest_counts() {
         check(
             vec![at(0, 1), seen(0, 1, false), at(0, 2), seen(0, 2, false)],
             &[(3, "0 at 2"), (4, "0 seen at 2")],
@@ -331,32 +342,67 @@ mod tests {
         );
     }
 
-    /// The text and the tokens of each choice.
-    type Texts = BTreeMap<u32, (String, Vec<u32>)>;
+    /// Where things stand for whoever has heard these events in order.
+    #[derive(Debug, Default, PartialEq)]
+    struct State {
+        /// The text and the tokens of each choice.
+        texts: BTreeMap<u32, (String, Vec<u32>)>,
+        /// Each picture's steps, until it is there or was given up.
+        progress: BTreeMap<u32, u32>,
+        /// What each unfinished picture looks like.
+        preview: BTreeMap<u32, u32>,
+        /// Previews that were asked for by number, and pictures, by choice and step.
+        shown: BTreeSet<(u32, u32)>,
+        drawn: BTreeSet<u32>,
+        ends: BTreeSet<u32>,
+        queued: Option<u32>,
+    }
 
-    /// What the events tell of each choice, and the choices that ended.
-    fn told(events: &[Event]) -> (Texts, BTreeSet<u32>) {
-        let mut texts = Texts::new();
-        let mut ends = BTreeSet::new();
-        for event in events {
-            match &event.kind {
+    impl State {
+        fn of<'a>(events: impl IntoIterator<Item = &'a Event>) -> Self {
+            let mut state = State::default();
+            for event in events {
+                state.hear(&event.kind);
+            }
+            state
+        }
+
+        fn hear(&mut self, kind: &EventKind) {
+            match kind {
                 EventKind::Text {
                     choice,
                     text,
                     tokens,
                     ..
                 } => {
-                    let entry = texts.entry(*choice).or_default();
+                    let entry = self.texts.entry(*choice).or_default();
                     entry.0.push_str(text);
                     entry.1.extend(tokens);
                 }
-                EventKind::ChoiceFinished { choice, .. } => {
-                    ends.insert(*choice);
+                EventKind::Progress { choice, step, .. } => {
+                    self.progress.insert(*choice, *step);
                 }
+                EventKind::Preview {
+                    choice, step, kept, ..
+                } => {
+                    self.preview.insert(*choice, *step);
+                    if *kept {
+                        self.shown.insert((*choice, *step));
+                    }
+                }
+                EventKind::Image { choice, .. } => {
+                    self.progress.remove(choice);
+                    self.preview.remove(choice);
+                    self.drawn.insert(*choice);
+                }
+                EventKind::ChoiceFinished { choice, .. } => {
+                    self.progress.remove(choice);
+                    self.ends.insert(*choice);
+                }
+                EventKind::Queued { position, .. } => self.queued = Some(*position),
                 _ => {}
             }
         }
-        (texts, ends)
     }
 
     fn kind() -> impl Strategy<Value = EventKind> {
@@ -365,12 +411,37 @@ mod tests {
             (0u32..3).prop_map(ended),
             (0u32..9).prop_map(queued),
             Just(EventKind::Started),
+            picture_kind(),
+            picture_kind(),
         ]
     }
 
+    fn picture_kind() -> impl Strategy<Value = EventKind> {
+        prop_oneof![
+            (0u32..3, 1u32..30).prop_map(|(choice, step)| at(choice, step)),
+            (0u32..3, 1u32..30, any::<bool>())
+                .prop_map(|(choice, step, kept)| seen(choice, step, kept)),
+            (0u32..3).prop_map(drawn),
+        ]
+    }
+
+    /// What a reader hears who takes `events` in batches that end after these numbers.
+    fn heard_in_batches(events: &[Event], cuts: &[u64]) -> Vec<Event> {
+        let mut heard = Vec::new();
+        let mut from = 0;
+        for &to in cuts.iter().chain([&u64::MAX]) {
+            let batch = events
+                .iter()
+                .filter(|event| from < event.seq && event.seq <= to);
+            heard.extend(coalesce(batch.cloned().collect()));
+            from = to.max(from);
+        }
+        heard
+    }
+
     proptest! {
-        /// The promise of the module: after everything up to any number of the result, exactly the
-        /// events up to that number have been told.
+        /// The promise of the module: whoever stops after any number of the result and goes on from
+        /// there, has heard the same in the end, and nothing twice that may not be said twice.
         #[test]
         fn every_number_of_the_result_is_a_clean_cut(
             kinds in proptest::collection::vec(kind(), 0..40),
@@ -378,14 +449,67 @@ mod tests {
             let events = numbered(kinds);
             let merged = coalesce(events.clone());
             prop_assert!(merged.is_sorted_by_key(|event| event.seq));
-            for event in &merged {
-                let cut = event.seq;
-                let upto = |events: &[Event]| -> Vec<Event> {
-                    events.iter().filter(|event| event.seq <= cut).cloned().collect()
+            prop_assert_eq!(State::of(&merged), State::of(&events));
+            for cut in merged.iter().map(|event| event.seq) {
+                let before = merged.iter().filter(|event| event.seq <= cut);
+                let after: Vec<Event> = events
+                    .iter()
+                    .filter(|event| event.seq > cut)
+                    .cloned()
+                    .collect();
+                let heard: Vec<Event> = before.cloned().chain(coalesce(after)).collect();
+                prop_assert_eq!(State::of(&heard), State::of(&events));
+                let once = |events: &[Event]| {
+                    events
+                        .iter()
+                        .filter(|event| {
+                            matches!(
+                                event.kind,
+                                EventKind::Image { .. }
+                                    | EventKind::Preview { kept: true, .. }
+                                    | EventKind::ChoiceFinished { .. }
+                            )
+                        })
+                        .count()
                 };
-                prop_assert_eq!(told(&upto(&merged)), told(&upto(&events)));
+                prop_assert_eq!(once(&heard), once(&events));
+                // What can be outdated aside, the cut itself is exact.
+                let exact = |events: &[Event]| {
+                    let state = State::of(events.iter().filter(|event| event.seq <= cut));
+                    (state.texts, state.ends, state.shown, state.drawn)
+                };
+                prop_assert_eq!(exact(&merged), exact(&events));
             }
-            prop_assert_eq!(told(&merged), told(&events));
+        }
+
+        /// However a reader's batches fall, also when the log forgets what is outdated meanwhile.
+        #[test]
+        fn batches_and_forgetting_make_no_difference_in_the_end(
+            kinds in proptest::collection::vec(kind(), 1..60),
+            mut cuts in proptest::collection::vec(0u64..60, 0..6),
+        ) {
+            let events = numbered(kinds);
+            let wanted = State::of(&events);
+            cuts.sort_unstable();
+            prop_assert_eq!(&State::of(&heard_in_batches(&events, &cuts)), &wanted);
+            let mut log = EventLog::default();
+            let (mut heard, mut next) = (Vec::new(), 1);
+            for event in &events {
+                log.append(event.at, event.kind.clone());
+                if cuts.contains(&event.seq) {
+                    heard.extend(coalesce(log.read_from(next, usize::MAX)));
+                    next = log.last_seq() + 1;
+                }
+            }
+            heard.extend(coalesce(log.read_from(next, usize::MAX)));
+            prop_assert_eq!(&State::of(&heard), &wanted);
+            // Whoever comes late, or comes again from any number that was said to them.
+            for cut in heard.iter().map(|event| event.seq).chain([0]) {
+                let before = heard.iter().filter(|event| event.seq <= cut).cloned();
+                let again = coalesce(log.read_from(cut + 1, usize::MAX));
+                let told: Vec<Event> = before.chain(again).collect();
+                prop_assert_eq!(&State::of(&told), &wanted);
+            }
         }
     }
 }

@@ -1,5 +1,11 @@
 //! One request's events in order: append-only, numbered from 1 without gaps, closed by exactly one
 //! terminal event. Plain data; [`super::store`] shares it and wakes readers.
+//!
+//! Of each choice's passing previews only the newest is kept, however many come: what they take
+//! does not grow with the steps. A reader is told nothing of those that are forgotten, as if they had
+//! been merged; their numbers are not given again.
+
+use std::collections::BTreeMap;
 
 use super::{Event, EventKind};
 use crate::batch::TokenLogprob;
@@ -16,6 +22,8 @@ pub struct EventLog {
     text: String,
     /// Their tokens, likewise.
     tokens: Vec<u32>,
+    /// Where each choice's passing preview is among the records.
+    passing: BTreeMap<u32, usize>,
     bytes: u64,
 }
 
@@ -36,20 +44,54 @@ enum Entry {
     },
     /// Any other event.
     Whole(Box<EventKind>),
+    /// A preview that a later one has outdated.
+    Forgotten,
+}
+
+/// What an append changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// Bytes that the event takes; 0 if it was not taken.
+    pub bytes: u64,
+    /// Bytes of what it outdated.
+    pub freed: u64,
 }
 
 impl EventLog {
-    /// Adds the next event and returns the bytes that it takes. A closed log takes nothing more:
-    /// 0 bytes.
-    pub fn append(&mut self, at: Time, kind: EventKind) -> u64 {
+    /// Adds the next event. A closed log takes nothing more.
+    pub fn append(&mut self, at: Time, kind: EventKind) -> Appended {
         if self.is_closed() {
-            return 0;
+            return Appended::default();
         }
+        let freed = self.forget_outdated(&kind);
         let (entry, bytes) = self.pack(kind);
         let bytes = bytes + size_of::<Record>() as u64;
         self.records.push(Record { at, entry });
         self.bytes += bytes;
-        bytes
+        Appended { bytes, freed }
+    }
+
+    /// If this is a passing preview, forgets the one before it. Returns the bytes that it took.
+    fn forget_outdated(&mut self, kind: &EventKind) -> u64 {
+        let EventKind::Preview {
+            choice,
+            kept: false,
+            ..
+        } = kind
+        else {
+            return 0;
+        };
+        let next = self.records.len();
+        let outdated = self.passing.insert(*choice, next);
+        let Some(record) = outdated.and_then(|index| self.records.get_mut(index)) else {
+            return 0;
+        };
+        let freed = match std::mem::replace(&mut record.entry, Entry::Forgotten) {
+            Entry::Whole(kind) => event_bytes(&kind),
+            Entry::Text { .. } | Entry::Forgotten => 0,
+        };
+        self.bytes -= freed;
+        freed
     }
 
     /// An event's compact form and what it takes beside its record.
@@ -77,7 +119,8 @@ impl EventLog {
         (Entry::Whole(Box::new(kind)), bytes)
     }
 
-    /// At most `limit` events from number `seq` on; 0 and 1 both mean from the first.
+    /// At most `limit` events from number `seq` on; 0 and 1 both mean from the first. Not empty unless
+    /// `seq` is beyond the last: what is forgotten has something after it.
     pub fn read_from(&self, seq: u64, limit: usize) -> Vec<Event> {
         let skip = usize::try_from(seq.saturating_sub(1)).unwrap_or(usize::MAX);
         let Some(rest) = self.records.get(skip..) else {
@@ -85,8 +128,12 @@ impl EventLog {
         };
         let (mut text_start, mut tokens_start) = self.ends_before(skip);
         let mut events = Vec::with_capacity(rest.len().min(limit));
-        for (index, record) in rest.iter().take(limit).enumerate() {
+        for (index, record) in rest.iter().enumerate() {
+            if events.len() == limit {
+                break;
+            }
             let kind = match &record.entry {
+                Entry::Forgotten => continue,
                 Entry::Whole(kind) => EventKind::clone(kind),
                 Entry::Text {
                     choice,
@@ -121,7 +168,7 @@ impl EventLog {
                 tokens_end,
                 ..
             } => Some((text_end as usize, tokens_end as usize)),
-            Entry::Whole(_) => None,
+            Entry::Whole(_) | Entry::Forgotten => None,
         };
         self.records[..count]
             .iter()
@@ -186,8 +233,11 @@ fn logprobs_bytes(logprobs: &[TokenLogprob]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::batch::Usage;
+    use crate::picture::Picture;
 
     fn text(text: &str) -> EventKind {
         EventKind::Text {
@@ -280,26 +330,66 @@ mod tests {
     #[test]
     fn a_token_of_text_takes_little() {
         let mut log = EventLog::default();
-        assert!(log.append(Time::ZERO, text(" the")) <= 32);
+        assert!(log.append(Time::ZERO, text(" the")).bytes <= 32);
     }
 
     #[test]
     fn nothing_follows_a_terminal_event() {
         let mut log = EventLog::default();
         let usage = Usage::default();
-        assert!(log.append(Time::ZERO, EventKind::Finished { usage }) > 0);
+        let finished = log.append(Time::ZERO, EventKind::Finished { usage });
+        assert!(finished.bytes > 0);
         assert!(log.is_closed());
-        assert_eq!(log.append(Time::ZERO, text("late")), 0);
-        assert_eq!(log.append(Time::ZERO, EventKind::Finished { usage }), 0);
+        let nothing = Appended::default();
+        assert_eq!(log.append(Time::ZERO, text("late")), nothing);
+        let again = log.append(Time::ZERO, EventKind::Finished { usage });
+        assert_eq!(again, nothing);
         assert_eq!(log.last_seq(), 1);
     }
 
     #[test]
     fn bytes_count_what_an_event_holds() {
         let mut log = EventLog::default();
-        let small = log.append(Time::ZERO, text("a"));
-        let large = log.append(Time::ZERO, text(&"a".repeat(1_001)));
+        let small = log.append(Time::ZERO, text("a")).bytes;
+        let large = log.append(Time::ZERO, text(&"a".repeat(1_001))).bytes;
         assert_eq!(large - small, 1_000);
         assert_eq!(log.bytes(), small + large);
+    }
+
+    fn preview(choice: u32, step: u32, kept: bool) -> EventKind {
+        EventKind::Preview {
+            choice,
+            step,
+            picture: Arc::new(Picture::new(10, 10, vec![step as u8; 300])),
+            kept,
+        }
+    }
+
+    #[test]
+    fn of_passing_previews_the_newest_of_each_choice_is_kept() {
+        let mut log = EventLog::default();
+        let mut taken = Vec::new();
+        for step in 1..=100 {
+            for choice in 0..2 {
+                taken.push(log.append(Time::ZERO, preview(choice, step, false)));
+            }
+            if step % 50 == 0 {
+                taken.push(log.append(Time::ZERO, preview(0, step, true)));
+            }
+        }
+        assert_eq!(log.last_seq(), 202);
+        let seen = |from, limit| -> Vec<u64> {
+            let events = log.read_from(from, limit);
+            events.iter().map(|event| event.seq).collect()
+        };
+        assert_eq!(seen(1, usize::MAX), [101, 200, 201, 202]);
+        // A reader goes on from any number, however few it takes at once.
+        assert_eq!(seen(1, 1), [101]);
+        assert_eq!(seen(102, 1), [200]);
+        assert_eq!(seen(202, 1), [202]);
+        let held: u64 = taken.iter().map(|taken| taken.bytes - taken.freed).sum();
+        assert_eq!(log.bytes(), held);
+        let most = 202 * size_of::<Record>() + 4 * (size_of::<EventKind>() + 300);
+        assert!(log.bytes() <= most as u64, "{} bytes", log.bytes());
     }
 }

@@ -26,7 +26,8 @@ pub trait EventSink: Send + Sync {
 /// One entry of a request's log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// Its number, from 1 without gaps: the `id` of its SSE frame.
+    /// Its number in the log, from 1 without gaps: the `id` of its SSE frame. A reader may find some
+    /// missing: what later events have outdated is merged with them, or forgotten.
     pub seq: u64,
     /// When it happened.
     pub at: Time,

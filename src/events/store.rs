@@ -106,17 +106,18 @@ async fn wait_until(signal: &Notify, done: impl Fn() -> bool) {
 
 impl EventSink for SharedLog {
     fn append(&self, at: Time, kind: EventKind) {
-        let (bytes, closed) = {
+        let (appended, closed) = {
             let mut log = lock(&self.log);
-            let bytes = log.append(at, kind);
+            let appended = log.append(at, kind);
             self.last_seq.store(log.last_seq(), Ordering::Release);
-            (bytes, log.is_closed())
+            (appended, log.is_closed())
         };
-        if bytes == 0 {
+        if appended.bytes == 0 {
             return;
         }
         if let Some(store) = self.store.upgrade() {
-            store.bytes.fetch_add(bytes, Ordering::Relaxed);
+            store.bytes.fetch_add(appended.bytes, Ordering::Relaxed);
+            store.bytes.fetch_sub(appended.freed, Ordering::Relaxed);
             if closed {
                 lock(&store.logs).finished.push_back((at, self.id));
             }

@@ -66,6 +66,11 @@ impl PictureFile {
         PictureFile(bytes.into())
     }
 
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// A file in Base64, bare or as a `data:` URL.
     ///
     /// # Errors

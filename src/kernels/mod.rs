@@ -25,6 +25,7 @@ mod lines;
 pub mod logits;
 mod math;
 pub mod norm;
+mod pages;
 mod panel;
 mod quant;
 pub mod reference;

@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 #[cfg(debug_assertions)]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::pages::wish_large;
 use super::simd::prefetch;
 
 /// A slice that threads write disjoint parts of.
@@ -85,7 +86,10 @@ pub(super) unsafe fn filled(
     let outputs: Vec<_> = vectors
         .iter_mut()
         .zip(lens)
-        .map(|(vector, &len)| SharedOutput::over(vector.as_mut_ptr(), len))
+        .map(|(vector, &len)| {
+            wish_large(vector.as_ptr(), len);
+            SharedOutput::over(vector.as_mut_ptr(), len)
+        })
         .collect();
     fill(&outputs);
     #[cfg(debug_assertions)]

@@ -25,6 +25,10 @@ pub(super) trait Vector: Copy {
     fn mul_add(self, factor: Self, addend: Self) -> Self;
     fn mul(self, factor: Self) -> Self;
     fn add(self, addend: Self) -> Self;
+    /// `self - other`
+    fn sub(self, other: Self) -> Self;
+    /// In each lane `self` where it is larger, else `other`.
+    fn max(self, other: Self) -> Self;
 }
 
 /// Asks for the cache line at an address, where the processor can be asked.
@@ -73,6 +77,20 @@ impl Vector for [f32; 16] {
     #[inline(always)]
     fn add(self, addend: Self) -> Self {
         std::array::from_fn(|lane| self[lane] + addend[lane])
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] - other[lane])
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        std::array::from_fn(|lane| {
+            if self[lane] > other[lane] {
+                self[lane]
+            } else {
+                other[lane]
+            }
+        })
     }
 }
 
@@ -132,6 +150,16 @@ pub(super) mod x86 {
         fn add(self, addend: Self) -> Self {
             // SAFETY: see above.
             Self(unsafe { _mm512_add_ps(self.0, addend.0) })
+        }
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_max_ps(self.0, other.0) })
         }
     }
 
@@ -216,6 +244,26 @@ pub(super) mod x86 {
                 Self(
                     _mm256_add_ps(self.0, addend.0),
                     _mm256_add_ps(self.1, addend.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_sub_ps(self.0, other.0),
+                    _mm256_sub_ps(self.1, other.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_max_ps(self.0, other.0),
+                    _mm256_max_ps(self.1, other.1),
                 )
             }
         }
@@ -330,6 +378,21 @@ pub(super) mod neon {
             // SAFETY: see above.
             Self(from_fn(|four| unsafe {
                 vaddq_f32(self.0[four], addend.0[four])
+            }))
+        }
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            // SAFETY: see above.
+            Self(from_fn(|four| unsafe {
+                vsubq_f32(self.0[four], other.0[four])
+            }))
+        }
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: see above.
+            Self(from_fn(|four| unsafe {
+                let larger = vcgtq_f32(self.0[four], other.0[four]);
+                vbslq_f32(larger, self.0[four], other.0[four])
             }))
         }
     }

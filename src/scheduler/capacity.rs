@@ -47,8 +47,9 @@ impl Ledger {
         self.memory_units_used
     }
 
+    /// Whether not even the smallest row finds room.
     pub(crate) fn is_full(&self) -> bool {
-        self.free_slots.is_empty()
+        self.free_slots.is_empty() || self.memory_units_used == self.total.memory_units
     }
 
     pub(crate) fn slots_used(&self) -> u32 {

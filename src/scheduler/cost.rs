@@ -1,21 +1,28 @@
 //! What a pass costs in seconds: a linear model, fitted to the passes just run.
 //!
-//! A pass takes so much by itself, so much for each unit of iterating rows, for each unit of `Begin` work,
-//! and for each earlier position that a unit attends to. Least squares with exponential forgetting
-//! finds the four prices. Passes with and without `Begin` work are forgotten separately, so that a
-//! thousand decode steps do not wipe out what a prompt costs.
+//! A pass takes so much by itself, so much for each unit of iterating rows, of `Begin` work and of `Finish`
+//! work, and for each earlier position that a unit attends to. Least squares with exponential
+//! forgetting finds the five prices. Passes with `Begin` work, those that finish a row and the others
+//! are forgotten separately, so that a thousand steps do not wipe out what a prompt or a picture's
+//! decoding costs.
 
 use std::time::Duration;
 
-/// Prices fitted: pass, unit of iterating rows, unit of `Begin` work, thousand attended positions.
-const TERMS: usize = 4;
+/// Prices fitted: pass, unit of iterating rows, unit of `Begin` work, thousand attended positions, unit
+/// of `Finish` work.
+const TERMS: usize = 5;
+const PASS: usize = 0;
+const ITERATE: usize = 1;
 const WORK: usize = 2;
 const ATTENDED: usize = 3;
+const FINISH: usize = 4;
 
 /// Weight that a sample keeps when the next of its kind comes: some 30 samples count.
 const MEMORY: f64 = 0.97;
-/// Pulls prices that no sample speaks of to zero; far below the weight of one sample.
-const RIDGE: f64 = 1e-4;
+/// Pulls prices that no sample speaks of to zero; far below the weight of one sample. The pass's own the
+/// least: while all passes had one row, what it took is taken for the price of a pass and not of a row,
+/// as it is where batching pays.
+const RIDGE: [f64; TERMS] = [1e-5, 1e-4, 1e-4, 1e-4, 1e-4];
 /// Once this many samples are in, one that is far off is not believed in full.
 const TRUSTED_SAMPLES: u32 = 8;
 /// How far off: the machine did something else meanwhile, or a new regime begins.
@@ -28,9 +35,9 @@ const MAX_BEGIN_WORK: u32 = 8_192;
 /// What a pass does, in the terms that its time depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Load {
-    /// Units of rows that iterate or finish.
     pub(crate) iterate_work: u32,
     pub(crate) begin_work: u32,
+    pub(crate) finish_work: u32,
     /// Sum over all computed positions of the positions before them.
     pub(crate) attended: f64,
 }
@@ -40,6 +47,11 @@ impl Load {
     pub(crate) fn iterate(&mut self, work: u32, position: u32) {
         self.iterate_work += work;
         self.attended += f64::from(position);
+    }
+
+    /// A row that finishes with `work` units.
+    pub(crate) fn finish(&mut self, work: u32) {
+        self.finish_work += work;
     }
 
     /// `work` units of `Begin` from `position` on.
@@ -55,6 +67,7 @@ impl Load {
             f64::from(self.iterate_work),
             f64::from(self.begin_work),
             self.attended / 1000.0,
+            f64::from(self.finish_work),
         ]
     }
 }
@@ -82,9 +95,10 @@ impl Moments {
 /// The measured cost model.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CostModel {
-    /// Of passes that only iterate, and of passes with `Begin` work.
+    /// Of passes that only iterate, of passes with `Begin` work, and of passes that finish a row.
     iterating: Moments,
     beginning: Moments,
+    finishing: Moments,
     prices: [f64; TERMS],
     /// The most `Begin` work that a measured pass did.
     largest_begin_work: u32,
@@ -97,9 +111,10 @@ impl CostModel {
     /// A pass with this load took this long.
     pub(crate) fn learn(&mut self, load: &Load, took: Duration) {
         let mut seconds = took.as_secs_f64();
-        let moments = match load.begin_work {
-            0 => &mut self.iterating,
-            _ => &mut self.beginning,
+        let moments = match (load.begin_work, load.finish_work) {
+            (0, 0) => &mut self.iterating,
+            (_, 0) => &mut self.beginning,
+            (_, _) => &mut self.finishing,
         };
         if moments.samples >= TRUSTED_SAMPLES {
             let expected = dot(&self.prices, &load.terms());
@@ -107,7 +122,7 @@ impl CostModel {
         }
         moments.add(load.terms(), seconds);
         self.largest_begin_work = self.largest_begin_work.max(load.begin_work);
-        self.prices = fit(&self.iterating, &self.beginning);
+        self.prices = fit(&[&self.iterating, &self.beginning, &self.finishing]);
     }
 
     /// A row ended by itself after `used` of `allowed` iterations.
@@ -121,21 +136,33 @@ impl CostModel {
         dot(&self.prices, &load.terms())
     }
 
+    /// Seconds that a pass takes beside what its rows add.
+    pub(crate) fn pass_seconds(&self) -> f64 {
+        self.prices[PASS]
+    }
+
+    /// Seconds that a row adds to a pass in which it iterates with `work` units at `position`.
+    pub(crate) fn iterate_seconds(&self, work: u32, position: f64) -> f64 {
+        self.prices[ITERATE] * f64::from(work) + self.prices[ATTENDED] * position / 1000.0
+    }
+
     /// Seconds that `Begin` work adds to a pass.
     pub(crate) fn begin_seconds(&self, work: u32, position: u32) -> f64 {
         let mut load = Load::default();
         load.begin(work, position);
-        self.seconds(&load) - self.prices[0]
+        self.seconds(&load) - self.prices[PASS]
     }
 
     /// Seconds that a row's `Finish` takes, in a pass of its own.
     pub(crate) fn finish_seconds(&self, work: u32) -> f64 {
+        // Until one has been seen, the model's word is taken: its units are those of an iteration.
+        let price = match self.finishing.samples {
+            0 => self.prices[ITERATE],
+            _ => self.prices[FINISH],
+        };
         match work {
             0 => 0.0,
-            work => self.seconds(&Load {
-                iterate_work: work,
-                ..Load::default()
-            }),
+            work => self.prices[PASS] + price * f64::from(work),
         }
     }
 
@@ -178,11 +205,11 @@ impl CostModel {
     }
 }
 
-/// The prices that explain both kinds of passes best, none of them negative.
-fn fit(iterating: &Moments, beginning: &Moments) -> [f64; TERMS] {
+/// The prices that explain all kinds of passes best, none of them negative.
+fn fit(kinds: &[&Moments]) -> [f64; TERMS] {
     let mut fixed_at_zero = [false; TERMS];
     loop {
-        let prices = solve(iterating, beginning, &fixed_at_zero);
+        let prices = solve(kinds, &fixed_at_zero);
         let lowest = (0..TERMS)
             .filter(|&i| prices[i] < 0.0)
             .min_by(|&a, &b| prices[a].total_cmp(&prices[b]));
@@ -195,7 +222,7 @@ fn fit(iterating: &Moments, beginning: &Moments) -> [f64; TERMS] {
 
 /// Solves the normal equations by elimination. They are symmetric and, thanks to the ridge, positive
 /// definite, so no pivoting is needed.
-fn solve(a: &Moments, b: &Moments, fixed_at_zero: &[bool; TERMS]) -> [f64; TERMS] {
+fn solve(kinds: &[&Moments], fixed_at_zero: &[bool; TERMS]) -> [f64; TERMS] {
     let mut matrix = [[0.0; TERMS + 1]; TERMS];
     for i in 0..TERMS {
         if fixed_at_zero[i] {
@@ -203,10 +230,10 @@ fn solve(a: &Moments, b: &Moments, fixed_at_zero: &[bool; TERMS]) -> [f64; TERMS
             continue;
         }
         for j in (0..TERMS).filter(|&j| !fixed_at_zero[j]) {
-            matrix[i][j] = a.squares[i][j] + b.squares[i][j];
+            matrix[i][j] = kinds.iter().map(|kind| kind.squares[i][j]).sum();
         }
-        matrix[i][i] += RIDGE;
-        matrix[i][TERMS] = a.products[i] + b.products[i];
+        matrix[i][i] += RIDGE[i];
+        matrix[i][TERMS] = kinds.iter().map(|kind| kind.products[i]).sum();
     }
     for pivot in 0..TERMS {
         let row = matrix[pivot];
@@ -235,8 +262,9 @@ mod tests {
 
     /// A machine with these prices, in microseconds.
     fn truth(load: &Load) -> Duration {
-        let [_, rows, work, attended] = load.terms();
-        Duration::from_secs_f64((8_000.0 + 700.0 * rows + 1_500.0 * work + 90.0 * attended) / 1e6)
+        let [_, rows, work, attended, finish] = load.terms();
+        let begin_and_finish = 1_500.0 * work + 4_000.0 * finish;
+        Duration::from_secs_f64((8_000.0 + 700.0 * rows + 90.0 * attended + begin_and_finish) / 1e6)
     }
 
     fn load(iterate_rows: u32, begin_work: u32, position: u32) -> Load {
@@ -284,6 +312,27 @@ mod tests {
             costs.learn(&sample, truth(&sample));
         }
         check_close(costs.begin_seconds(30, 0), before);
+    }
+
+    #[test]
+    fn a_pictures_decoding_has_its_own_price_and_until_it_is_seen_that_of_a_step() {
+        let mut costs = taught();
+        check_close(costs.finish_seconds(10), 0.008 + 10.0 * 0.0007);
+        for _ in 0..10 {
+            let mut sample = Load::default();
+            sample.finish(10);
+            costs.learn(&sample, truth(&sample));
+        }
+        check_close(costs.finish_seconds(10), 0.008 + 10.0 * 0.004);
+        check_close(
+            costs.iterate_seconds(3, 2_000.0),
+            3.0 * 0.0007 + 2.0 * 0.00009,
+        );
+        for _ in 0..5_000 {
+            let sample = load(4, 0, 100);
+            costs.learn(&sample, truth(&sample));
+        }
+        check_close(costs.finish_seconds(10), 0.008 + 10.0 * 0.004);
     }
 
     #[test]

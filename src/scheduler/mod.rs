@@ -5,16 +5,19 @@
 //! chunks, iterate, and end. The cycle is [`schedule`](Scheduler::schedule), one forward pass by
 //! somebody else, [`update`](Scheduler::update). No threads, clock, channels, tensors or logging here.
 //!
-//! Three decisions are made, each in one place of [`policy`]: who may join, which compatible group
-//! steps next, and how much time `Begin` work may take in a pass.
+//! Three decisions are made, each in one place: who may join and how much time `Begin` work may take
+//! in a pass ([`policy`]), and which group of rows that can share a pass has the next one ([`turns`]).
 
+mod arrivals;
 mod capacity;
 mod cost;
+mod endings;
 mod forecast;
 mod places;
 mod policy;
 mod queue;
 mod running;
+mod turns;
 
 use std::time::Duration;
 
@@ -24,13 +27,16 @@ use crate::batch::{
 use crate::job::{RequestId, RowId};
 use crate::time::Time;
 
+use arrivals::Arrivals;
 use capacity::Ledger;
 use cost::{CostModel, Load};
 use forecast::Forecast;
 use policy::Joiners;
 use queue::{Waiting, WaitingQueue};
 use running::Running;
+use turns::{Group, Turns};
 
+pub use endings::Endings;
 pub use places::Place;
 
 /// When newcomers may join a running batch.
@@ -99,9 +105,9 @@ pub struct Scheduler {
     costs: CostModel,
     forecast: Option<Forecast>,
     pass: Option<Pass>,
+    turns: Turns,
+    arrivals: Arrivals,
     step: u64,
-    /// Number of the last step that finished rows; 0 for none.
-    last_finish_step: u64,
     next_ticket: u64,
 }
 
@@ -120,8 +126,9 @@ impl Scheduler {
             costs: CostModel::default(),
             forecast: None,
             pass: None,
+            turns: Turns::default(),
+            arrivals: Arrivals::default(),
             step: 0,
-            last_finish_step: 0,
             next_ticket: 0,
         }
     }
@@ -157,9 +164,6 @@ impl Scheduler {
 
     /// Puts a request at the end of the queue, and tells its place there.
     pub fn add(&mut self, now: Time, entry: Entry) -> Place {
-        if self.waiting.requests() == 0 || self.forecast.is_none() {
-            self.forecast = Some(self.new_forecast(now));
-        }
         let waiting = Waiting {
             request: entry.request,
             next_choice: 0,
@@ -173,16 +177,9 @@ impl Scheduler {
             since: now,
             deadline: entry.deadline,
         };
-        let place = Place {
-            request: entry.request,
-            position: self.waiting.requests() as u32,
-            eta: self
-                .forecast
-                .as_mut()
-                .and_then(|forecast| places::push_rows(forecast, &self.costs, &waiting)),
-        };
-        self.waiting.push(waiting);
-        place
+        self.arrivals
+            .note(now, waiting.rows, waiting.key, waiting.cost);
+        self.place_last(now, waiting)
     }
 
     /// Takes every row of a request out, waiting or running.
@@ -243,12 +240,8 @@ impl Scheduler {
             self.costs.learn(&pass.load, now - pass.started);
         }
         for planned in ran {
-            if planned.phase == Phase::Finish {
-                self.last_finish_step = self.step;
-            }
             if let Some(row) = &mut self.running[planned.slot.index()] {
                 row.advance(planned);
-                row.last_step = self.step;
             }
         }
         for result in results {
@@ -322,59 +315,74 @@ impl Scheduler {
                 phase: Phase::Begin,
                 begin_done: 0,
                 iterations: 0,
-                last_step: 0,
             });
             admitted.push(Admission { row, slot });
         }
         admitted
     }
 
-    /// Iterating rows of the group whose turn it is all take part; `Begin` work, first admitted
-    /// first, fills the time that they leave. Of rows that finish, one does: the others' next step
-    /// waits for it.
-    fn plan_pass(&self) -> Vec<PlannedRow> {
-        let rows = self.running_rows_with_slot().map(|(_, row)| row);
-        let Some(key) = policy::next_group(rows, self.last_finish_step) else {
-            return Vec::new();
-        };
-        let group = || {
-            self.running_rows_with_slot()
-                .filter(move |(_, row)| row.key == key)
-        };
-        let plan = |(slot, row): (Slot, &Running)| PlannedRow {
-            slot,
-            phase: row.phase,
-            work: row.work(),
-        };
-        let of_phase = |phase| group().filter(move |(_, row)| row.phase == phase);
-        let mut planned: Vec<PlannedRow> = of_phase(Phase::Iterate).map(plan).collect();
-        let finisher = of_phase(Phase::Finish).min_by_key(|(_, row)| row.ticket);
-        planned.extend(finisher.map(plan));
-        self.plan_begin_work(of_phase(Phase::Begin).collect(), &mut planned);
-        planned
+    /// The pass of the group whose turn it is.
+    fn plan_pass(&mut self) -> Vec<PlannedRow> {
+        let rows = self.running.iter().flatten();
+        let groups = rows.map(|row| (row.group(), row.ticket));
+        match self.turns.next(self.step, groups) {
+            None => Vec::new(),
+            Some(Group::Finishing) => self.plan_finish(),
+            Some(Group::Stepping(key)) => self.plan_steps(key),
+        }
     }
 
-    fn plan_begin_work(&self, mut beginners: Vec<(Slot, &Running)>, planned: &mut Vec<PlannedRow>) {
+    /// Of rows that finish, the first admitted has a pass to itself.
+    fn plan_finish(&self) -> Vec<PlannedRow> {
+        let finishing = self
+            .running_rows_with_slot()
+            .filter(|(_, row)| row.phase == Phase::Finish);
+        let first = finishing.min_by_key(|(_, row)| row.ticket);
+        first.map(planned).into_iter().collect()
+    }
+
+    /// Iterating rows all take part; `Begin` work, first admitted first, fills the time that they leave.
+    fn plan_steps(&self, key: BatchKey) -> Vec<PlannedRow> {
+        let of_phase = |phase| {
+            self.running_rows_with_slot()
+                .filter(move |(_, row)| row.key == key && row.phase == phase)
+        };
+        let mut run: Vec<PlannedRow> = of_phase(Phase::Iterate).map(planned).collect();
+        self.plan_begin_work(of_phase(Phase::Begin).collect(), &mut run);
+        run
+    }
+
+    fn plan_begin_work(&self, mut beginners: Vec<(Slot, &Running)>, run: &mut Vec<PlannedRow>) {
         beginners.sort_unstable_by_key(|(_, row)| row.ticket);
-        let load = self.load_of(planned);
+        let load = self.load_of(run);
         let mut seconds = policy::begin_seconds(
             self.config.step_budget,
             self.costs.seconds(&load),
             load.iterate_work == 0,
         );
         let mut limit = self.costs.begin_work_limit();
-        // However slow the machine, each pass moves on by at least one unit.
-        let mut at_least = 1;
+        let mut first = true;
         for (slot, row) in beginners {
-            let fitting = self.costs.begin_work_within(seconds, row.begin_done);
-            let work = fitting.max(at_least).min(limit).min(row.begin_left());
+            let left = row.begin_left();
+            let fitting = self
+                .costs
+                .begin_work_within(seconds, row.begin_done)
+                .min(limit);
+            let work = match (first, row.begins_whole()) {
+                (_, true) if fitting >= left => left,
+                (true, true) => left,
+                (false, true) => 0,
+                // However slow the machine, each pass moves on by at least one unit.
+                (true, false) => fitting.clamp(1, left),
+                (false, false) => fitting.min(left),
+            };
             if work == 0 {
                 break;
             }
             seconds -= self.costs.begin_seconds(work, row.begin_done);
-            limit -= work;
-            at_least = 0;
-            planned.push(PlannedRow {
+            limit = limit.saturating_sub(work);
+            first = false;
+            run.push(PlannedRow {
                 slot,
                 phase: Phase::Begin,
                 work,
@@ -390,7 +398,8 @@ impl Scheduler {
             };
             match planned.phase {
                 Phase::Begin => load.begin(planned.work, row.begin_done),
-                Phase::Iterate | Phase::Finish => load.iterate(planned.work, row.position()),
+                Phase::Iterate => load.iterate(planned.work, row.position()),
+                Phase::Finish => load.finish(planned.work),
             }
         }
         load
@@ -406,5 +415,14 @@ impl Scheduler {
         if let Some(row) = self.running[slot.index()].take() {
             self.ledger.release(slot, row.cost.memory_units);
         }
+    }
+}
+
+/// A row's part in the next pass of its group.
+fn planned((slot, row): (Slot, &Running)) -> PlannedRow {
+    PlannedRow {
+        slot,
+        phase: row.phase,
+        work: row.work(),
     }
 }

@@ -1,12 +1,15 @@
 //! Who stands where in the queue, and when they should start: what the scheduler puts into a
 //! [`Forecast`].
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::cost::{CostModel, Load};
+use super::cost::CostModel;
 use super::forecast::{Forecast, Outlook, RowForecast};
 use super::queue::Waiting;
+use super::running::Running;
 use super::{Batching, Scheduler, policy};
+use crate::batch::{BatchKey, Phase, RowCost};
 use crate::job::RequestId;
 use crate::time::Time;
 
@@ -25,16 +28,87 @@ impl Scheduler {
     /// Everybody's place in the queue. One sweep over the queue: not for every step.
     pub fn survey(&mut self, now: Time) -> Vec<Place> {
         let mut forecast = self.new_forecast(now);
-        let places = (0..)
-            .zip(self.waiting.iter())
-            .map(|(position, waiting)| Place {
+        let etas = match self.batches_are_sorted() {
+            true => self.push_batches(&mut forecast),
+            false => self
+                .waiting
+                .iter()
+                .map(|waiting| push_rows(&mut forecast, &self.costs, waiting))
+                .collect(),
+        };
+        self.forecast = Some(forecast);
+        (0..)
+            .zip(self.waiting.iter().zip(etas))
+            .map(|(position, (waiting, eta))| Place {
                 request: waiting.request,
                 position,
-                eta: push_rows(&mut forecast, &self.costs, waiting),
+                eta,
             })
-            .collect();
+            .collect()
+    }
+
+    /// Puts a request at the end of the queue.
+    pub(super) fn place_last(&mut self, now: Time, waiting: Waiting) -> Place {
+        let (request, position) = (waiting.request, self.waiting.requests() as u32);
+        let known = self.forecast.take().filter(|_| position > 0);
+        let mut forecast = known.unwrap_or_else(|| self.new_forecast(now));
+        let eta = push_rows(&mut forecast, &self.costs, &waiting);
         self.forecast = Some(forecast);
-        places
+        self.waiting.push(waiting);
+        let eta = match self.batches_are_sorted() {
+            true => self.survey(now).pop().and_then(|place| place.eta),
+            false => eta,
+        };
+        Place {
+            request,
+            position,
+            eta,
+        }
+    }
+
+    /// Whether those who wait do not start in the order in which they came: a batch that nobody can
+    /// join later is made of rows with one key.
+    fn batches_are_sorted(&self) -> bool {
+        self.config.batching == Batching::Dynamic && self.waiting.keys() > 1
+    }
+
+    /// Adds those who wait to the forecast, batch by batch, as they will be taken: those with the key
+    /// of whoever has waited longest. Returns when each starts.
+    fn push_batches(&self, forecast: &mut Forecast) -> Vec<Option<Time>> {
+        let queue: Vec<&Waiting> = self.waiting.iter().collect();
+        let mut left: Vec<u32> = queue.iter().map(|waiting| waiting.rows).collect();
+        let mut lines: BTreeMap<BatchKey, VecDeque<usize>> = BTreeMap::new();
+        for (place, waiting) in queue.iter().enumerate() {
+            lines.entry(waiting.key).or_default().push_back(place);
+        }
+        let mut etas = vec![None; queue.len()];
+        for first in 0..queue.len() {
+            let Some(line) = lines.get_mut(&queue[first].key) else {
+                continue;
+            };
+            while left[first] > 0 {
+                forecast.run_out();
+                while let Some(&place) = line.front() {
+                    let waiting = queue[place];
+                    let row = forecast_newcomer(&self.costs, waiting.key, &waiting.cost);
+                    let eta = forecast.push(row);
+                    if left[place] == waiting.rows {
+                        etas[place] = eta;
+                    }
+                    left[place] -= 1;
+                    if left[place] == 0 {
+                        line.pop_front();
+                    }
+                    if !line
+                        .front()
+                        .is_some_and(|&next| forecast.has_room(&queue[next].cost))
+                    {
+                        break;
+                    }
+                }
+            }
+        }
+        etas
     }
 
     /// When a request that came now would start, as of the last survey.
@@ -53,54 +127,20 @@ impl Scheduler {
         let capacity = self.capacity();
         let outlook = Outlook {
             now,
-            step_seconds: self.full_step_seconds(),
+            pass_seconds: self
+                .costs
+                .knows_iterations()
+                .then(|| self.costs.pass_seconds()),
             free_slots: capacity.slots - self.running_rows(),
             free_memory_units: capacity.memory_units - self.memory_units_used(),
             dynamic: self.config.batching == Batching::Dynamic,
             idle_delay: self.idle_delay(now),
         };
-        let running = self.running_rows_with_slot().map(|(_, row)| RowForecast {
-            iterations: self
-                .costs
-                .expected_iterations(row.iterations, row.cost.max_iterations),
-            solo_seconds: self.costs.begin_seconds(row.begin_left(), row.begin_done)
-                + self.costs.finish_seconds(row.cost.finish_work),
-            memory_units: row.cost.memory_units,
-        });
-        Forecast::new(outlook, running)
-    }
-
-    /// What an iteration takes once the rows that are here fill the batch.
-    fn full_step_seconds(&self) -> Option<f64> {
-        if !self.costs.knows_iterations() {
-            return None;
-        }
-        let running = self.running_rows();
-        let wanted = self.capacity().slots.min(running + self.waiting_rows());
-        let positions: f64 = self
-            .running_rows_with_slot()
-            .map(|(_, row)| f64::from(row.position()))
-            .sum();
-        let rows = f64::from(wanted.max(1));
-        let load = Load {
-            iterate_work: (f64::from(wanted.max(1)) * self.mean_work()) as u32,
-            begin_work: 0,
-            attended: positions / f64::from(running.max(1)) * rows,
-        };
-        Some(self.costs.seconds(&load))
-    }
-
-    /// Units of an iteration of a running row.
-    fn mean_work(&self) -> f64 {
-        let rows = self.running_rows();
-        let units: f64 = self
-            .running_rows_with_slot()
-            .map(|(_, row)| f64::from(row.cost.iterate_work))
-            .sum();
-        match rows {
-            0 => 1.0,
-            rows => units / f64::from(rows),
-        }
+        let running = self.running.iter().flatten();
+        Forecast::new(
+            outlook,
+            running.map(|row| forecast_running(&self.costs, row)),
+        )
     }
 
     /// How long an idle engine will still wait for its batch to fill.
@@ -121,15 +161,57 @@ pub(super) fn push_rows(
     costs: &CostModel,
     waiting: &Waiting,
 ) -> Option<Time> {
-    let row = RowForecast {
-        iterations: costs.expected_iterations(0, waiting.cost.max_iterations),
-        solo_seconds: costs.begin_seconds(waiting.cost.begin_work, 0)
-            + costs.finish_seconds(waiting.cost.finish_work),
-        memory_units: waiting.cost.memory_units,
-    };
+    let row = forecast_newcomer(costs, waiting.key, &waiting.cost);
     let first = forecast.push(row);
     for _ in 1..waiting.rows {
         forecast.push(row);
     }
     first
+}
+
+/// The forecast of a row that has not begun.
+pub(super) fn forecast_newcomer(costs: &CostModel, key: BatchKey, cost: &RowCost) -> RowForecast {
+    let iterations = costs.expected_iterations(0, cost.max_iterations);
+    forecast(costs, key, cost, 0, iterations + begin_rounds(cost))
+}
+
+fn forecast_running(costs: &CostModel, row: &Running) -> RowForecast {
+    let iterations = costs.expected_iterations(row.iterations, row.cost.max_iterations);
+    let rounds = match row.phase {
+        Phase::Begin => iterations + begin_rounds(&row.cost),
+        Phase::Iterate => iterations,
+        Phase::Finish => 0.0,
+    };
+    RowForecast {
+        begin_seconds: costs.begin_seconds(row.begin_left(), row.begin_done),
+        ..forecast(costs, row.key, &row.cost, row.iterations, rounds)
+    }
+}
+
+/// The forecast of a row that has iterated so often and has so many rounds before it.
+fn forecast(
+    costs: &CostModel,
+    key: BatchKey,
+    cost: &RowCost,
+    iterations: u32,
+    rounds: f64,
+) -> RowForecast {
+    // On average over its rounds. A picture's steps attend to nothing before them.
+    let position = match cost.finish_work {
+        0 => f64::from(cost.begin_work) + f64::from(iterations) + rounds / 2.0,
+        _ => 0.0,
+    };
+    RowForecast {
+        key,
+        rounds,
+        iterate_seconds: costs.iterate_seconds(cost.iterate_work, position),
+        begin_seconds: costs.begin_seconds(cost.begin_work, 0),
+        finish_seconds: costs.finish_seconds(cost.finish_work),
+        memory_units: cost.memory_units,
+    }
+}
+
+/// Rounds that `Begin` takes: none for a text, whose first token comes of it.
+fn begin_rounds(cost: &RowCost) -> f64 {
+    f64::from(u8::from(cost.finish_work > 0))
 }

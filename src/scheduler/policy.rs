@@ -1,14 +1,11 @@
-//! Who may join the running set, which compatible group steps next, and how much of a step's time
-//! goes to `Begin` work.
+//! Who may join the running set, and how much of a step's time goes to `Begin` work.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::batch::{BatchKey, Capacity, Phase};
+use crate::batch::{BatchKey, Capacity};
 use crate::time::Time;
 
 use super::queue::WaitingQueue;
-use super::running::Running;
 use super::{Batching, SchedulerConfig};
 
 /// Who may be admitted before the next step. Those who may are taken in the order of arrival, and
@@ -70,38 +67,21 @@ pub(crate) fn release_time(
     Some(oldest.since + config.max_queue_delay)
 }
 
-/// The group that has gone without a step for longest; the earliest admitted wins a tie. Each group
-/// has its turn, whatever its size, and whether or not all its rows find room in each of its passes.
-///
-/// All that finish count as one group here: rows that have finished are gone and can't tell of their
-/// turn, so that a burst of endings would hold up everybody else's next step.
-pub(crate) fn next_group<'a>(
-    running: impl Iterator<Item = &'a Running>,
-    last_finish_step: u64,
-) -> Option<BatchKey> {
-    let mut groups: BTreeMap<BatchKey, (u64, u64)> = BTreeMap::new();
-    for row in running {
-        let (last_step, ticket) = groups.entry(row.key).or_insert((0, u64::MAX));
-        *last_step = row.last_step.max(*last_step);
-        if row.phase == Phase::Finish {
-            *last_step = last_finish_step.max(*last_step);
-        }
-        *ticket = row.ticket.min(*ticket);
-    }
-    let (key, _) = groups.into_iter().min_by_key(|(_, turn)| *turn)?;
-    Some(key)
-}
-
 /// Where nobody's stream waits for it, `Begin` work may fill so many step budgets at once: larger
 /// chunks are cheaper, but newcomers and cancels wait for the end of the pass.
 const SOLO_BUDGETS: f64 = 4.0;
 /// `Begin` work gets this share of the budget even if iterating rows alone exceed it; prompts would
 /// starve behind a full batch otherwise.
 const LEAST_SHARE: f64 = 0.25;
+/// And of a pass that takes many budgets (a large picture's step), this share: nobody notices it, and
+/// pictures that came together would begin one by one otherwise.
+const LONG_PASS_SHARE: f64 = 0.1;
 
 /// Seconds of `Begin` work in a pass that takes `other_seconds` without it.
 pub(crate) fn begin_seconds(step_budget: Duration, other_seconds: f64, solo: bool) -> f64 {
     let budget = step_budget.as_secs_f64();
     let whole = if solo { budget * SOLO_BUDGETS } else { budget };
-    (whole - other_seconds).max(budget * LEAST_SHARE)
+    (whole - other_seconds)
+        .max(budget * LEAST_SHARE)
+        .max(other_seconds * LONG_PASS_SHARE)
 }

@@ -124,6 +124,11 @@ impl WaitingQueue {
         self.line.values().next()
     }
 
+    /// How many different keys there are among those who wait.
+    pub(crate) fn keys(&self) -> usize {
+        self.groups.len()
+    }
+
     /// Who has waited longest, among those with this key if one is given.
     pub(crate) fn first(&self, key: Option<BatchKey>) -> Option<(Ticket, &Waiting)> {
         self.line

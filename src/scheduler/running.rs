@@ -4,6 +4,8 @@ use crate::batch::{BatchKey, Phase, PlannedRow, RowCost};
 use crate::job::RowId;
 use crate::time::Time;
 
+use super::turns::Group;
+
 /// A row that has a slot.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -16,18 +18,33 @@ pub(crate) struct Running {
     pub(crate) phase: Phase,
     pub(crate) begin_done: u32,
     pub(crate) iterations: u32,
-    /// Number of the last step that it was part of; 0 for none.
-    pub(crate) last_step: u64,
 }
 
 impl Running {
+    /// With whom it waits for its next pass.
+    pub(crate) fn group(&self) -> Group {
+        match self.phase {
+            Phase::Begin | Phase::Iterate => Group::Stepping(self.key),
+            Phase::Finish => Group::Finishing,
+        }
+    }
+
     pub(crate) fn begin_left(&self) -> u32 {
         self.cost.begin_work - self.begin_done
     }
 
-    /// Positions computed so far.
+    /// Whether its `Begin` work can't be done in parts: a text's prompt can be cut anywhere, what a picture
+    /// begins with (its prompt's states, the picture to start from) can not.
+    pub(crate) fn begins_whole(&self) -> bool {
+        self.cost.finish_work > 0
+    }
+
+    /// Positions computed so far, which the next one attends to. A picture's steps have none behind them.
     pub(crate) fn position(&self) -> u32 {
-        self.begin_done + self.iterations
+        match self.begins_whole() {
+            true => 0,
+            false => self.begin_done + self.iterations,
+        }
     }
 
     /// Units of work of its next pass, unless it is in `Begin`.

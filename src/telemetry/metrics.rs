@@ -1,14 +1,13 @@
-//! The metrics, and the two traits by which the engine and the edge report to them.
+//! The list of metrics: names, labels, buckets, meanings.
 //!
 //! Everything an engine may record is looked up once, when the service starts: on the engine's
-//! thread a record is a short lock or an atomic addition. All intervals are taken by the engine or
-//! the edge on one clock; nothing here reads one.
+//! thread a record is a short lock or an atomic addition. What is recorded when stands in
+//! [`observer`](super::observer).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -16,10 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use crate::api::EdgeMetrics;
-use crate::batch::{FinishReason, Phase};
-use crate::engine::{Observer, Reject, RequestEnd, Snapshot, StepReport};
-use crate::events::FailureKind;
+use crate::engine::StepReport;
 
 /// Buckets for what takes a step or less, in seconds.
 const STEP_BUCKETS: &[f64] = &[
@@ -34,6 +30,10 @@ const WAIT_BUCKETS: &[f64] = &[
 /// Buckets for rows in a step.
 const ROW_BUCKETS: &[f64] = &[
     1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0,
+];
+/// Buckets for units of work in a step: a picture may count thousands.
+const UNIT_BUCKETS: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0, 16384.0, 65536.0,
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -60,23 +60,23 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HttpLabels {
-    route: String,
-    method: String,
-    status: u16,
+pub(super) struct HttpLabels {
+    pub(super) route: String,
+    pub(super) method: String,
+    pub(super) status: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RouteLabel {
-    route: String,
+pub(super) struct RouteLabel {
+    pub(super) route: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DialectLabel {
-    dialect: &'static str,
+pub(super) struct DialectLabel {
+    pub(super) dialect: &'static str,
 }
 
-type HistogramFamily<L> = Family<L, Histogram, fn() -> Histogram>;
+pub(super) type HistogramFamily<L> = Family<L, Histogram, fn() -> Histogram>;
 
 fn step_histogram() -> Histogram {
     Histogram::new(STEP_BUCKETS.iter().copied())
@@ -90,14 +90,18 @@ fn row_histogram() -> Histogram {
     Histogram::new(ROW_BUCKETS.iter().copied())
 }
 
+fn unit_histogram() -> Histogram {
+    Histogram::new(UNIT_BUCKETS.iter().copied())
+}
+
 /// All metrics of the service.
 pub struct Metrics {
-    registry: Registry,
+    pub(super) registry: Registry,
     models: BTreeMap<String, ModelMetrics>,
-    http_requests: Family<HttpLabels, Counter>,
-    http_request_seconds: HistogramFamily<RouteLabel>,
-    open_streams: Gauge,
-    stream_frames: Family<DialectLabel, Counter>,
+    pub(super) http_requests: Family<HttpLabels, Counter>,
+    pub(super) http_request_seconds: HistogramFamily<RouteLabel>,
+    pub(super) open_streams: Gauge,
+    pub(super) stream_frames: Family<DialectLabel, Counter>,
 }
 
 /// The list: every metric of an engine, with its labels.
@@ -107,6 +111,7 @@ struct ModelFamilies {
     inter_token_seconds: HistogramFamily<ModelLabel>,
     request_duration_seconds: HistogramFamily<ModelLabel>,
     batch_fill_rows: HistogramFamily<ModelLabel>,
+    batch_fill_units: HistogramFamily<ModelLabel>,
     step_seconds: HistogramFamily<PhaseLabels>,
     requests: Family<EndLabels, Counter>,
     requests_rejected: Family<ReasonLabels, Counter>,
@@ -115,6 +120,8 @@ struct ModelFamilies {
     cached_tokens: Family<ModelLabel, Counter>,
     prefill_tokens: Family<ModelLabel, Counter>,
     generation_tokens: Family<ModelLabel, Counter>,
+    denoising_steps: Family<ModelLabel, Counter>,
+    images: Family<ModelLabel, Counter>,
     requests_waiting: Family<ModelLabel, Gauge>,
     rows_waiting: Family<ModelLabel, Gauge>,
     rows_running: Family<ModelLabel, Gauge>,
@@ -140,6 +147,7 @@ impl ModelFamilies {
         let step: fn() -> Histogram = step_histogram;
         let wait: fn() -> Histogram = wait_histogram;
         let rows: fn() -> Histogram = row_histogram;
+        let units: fn() -> Histogram = unit_histogram;
         let histogram = Family::new_with_constructor;
         ModelFamilies {
             request_queue_seconds: family!(
@@ -166,6 +174,12 @@ impl ModelFamilies {
                 "batch_fill_rows",
                 "Rows that shared a step",
                 histogram(rows)
+            ),
+            batch_fill_units: family!(
+                "batch_fill_units",
+                "Units of work of the rows that iterated or finished in a step: 1 for a text's row, \
+                 for a picture's what its model counts",
+                histogram(units)
             ),
             step_seconds: family!(
                 "step_seconds",
@@ -201,6 +215,16 @@ impl ModelFamilies {
             generation_tokens: family!(
                 "generation_tokens",
                 "New tokens of the requests that ended",
+                Family::default()
+            ),
+            denoising_steps: family!(
+                "denoising_steps",
+                "Denoising steps of the requests that ended, counted per picture",
+                Family::default()
+            ),
+            images: family!(
+                "images",
+                "Pictures of the requests that ended",
                 Family::default()
             ),
             requests_waiting: family!(
@@ -246,36 +270,40 @@ impl ModelFamilies {
 }
 
 /// One model's metrics, looked up.
-struct ModelMetrics {
-    request_queue_seconds: Histogram,
-    time_to_first_token_seconds: Histogram,
-    inter_token_seconds: Histogram,
-    request_duration_seconds: Histogram,
-    batch_fill_rows: Histogram,
+pub(super) struct ModelMetrics {
+    pub(super) request_queue_seconds: Histogram,
+    pub(super) time_to_first_token_seconds: Histogram,
+    pub(super) inter_token_seconds: Histogram,
+    pub(super) request_duration_seconds: Histogram,
+    pub(super) batch_fill_rows: Histogram,
+    pub(super) batch_fill_units: Histogram,
     begin_step_seconds: Histogram,
     iterate_step_seconds: Histogram,
+    finish_step_seconds: Histogram,
     mixed_step_seconds: Histogram,
-    requests: BTreeMap<&'static str, Counter>,
-    requests_rejected: BTreeMap<&'static str, Counter>,
-    requests_cancelled: BTreeMap<&'static str, Counter>,
-    prompt_tokens: Counter,
-    cached_tokens: Counter,
-    prefill_tokens: Counter,
-    generation_tokens: Counter,
-    requests_waiting: Gauge,
-    rows_waiting: Gauge,
-    rows_running: Gauge,
-    slots: Gauge,
-    queued_tokens: Gauge,
-    queue_eta_seconds: Gauge<f64, AtomicU64>,
-    kv_blocks_used: Gauge,
-    kv_blocks_total: Gauge,
-    kv_blocks_cached: Gauge,
-    kv_blocks_evicted: Counter,
+    pub(super) requests: BTreeMap<&'static str, Counter>,
+    pub(super) requests_rejected: BTreeMap<&'static str, Counter>,
+    pub(super) requests_cancelled: BTreeMap<&'static str, Counter>,
+    pub(super) prompt_tokens: Counter,
+    pub(super) cached_tokens: Counter,
+    pub(super) prefill_tokens: Counter,
+    pub(super) generation_tokens: Counter,
+    pub(super) denoising_steps: Counter,
+    pub(super) images: Counter,
+    pub(super) requests_waiting: Gauge,
+    pub(super) rows_waiting: Gauge,
+    pub(super) rows_running: Gauge,
+    pub(super) slots: Gauge,
+    pub(super) queued_tokens: Gauge,
+    pub(super) queue_eta_seconds: Gauge<f64, AtomicU64>,
+    pub(super) kv_blocks_used: Gauge,
+    pub(super) kv_blocks_total: Gauge,
+    pub(super) kv_blocks_cached: Gauge,
+    pub(super) kv_blocks_evicted: Counter,
 }
 
 /// Ends of a request, as the `end` label has them.
-const ENDS: [&str; 9] = [
+pub(super) const ENDS: [&str; 9] = [
     "stop",
     "length",
     "cancelled",
@@ -346,8 +374,10 @@ impl ModelMetrics {
                 .request_duration_seconds
                 .get_or_create_owned(&label),
             batch_fill_rows: families.batch_fill_rows.get_or_create_owned(&label),
+            batch_fill_units: families.batch_fill_units.get_or_create_owned(&label),
             begin_step_seconds: step("begin"),
             iterate_step_seconds: step("iterate"),
+            finish_step_seconds: step("finish"),
             mixed_step_seconds: step("mixed"),
             requests: ENDS.into_iter().map(end).collect(),
             requests_rejected: REFUSALS.into_iter().map(refusal).collect(),
@@ -356,6 +386,8 @@ impl ModelMetrics {
             cached_tokens: families.cached_tokens.get_or_create_owned(&label),
             prefill_tokens: families.prefill_tokens.get_or_create_owned(&label),
             generation_tokens: families.generation_tokens.get_or_create_owned(&label),
+            denoising_steps: families.denoising_steps.get_or_create_owned(&label),
+            images: families.images.get_or_create_owned(&label),
             requests_waiting: families.requests_waiting.get_or_create_owned(&label),
             rows_waiting: families.rows_waiting.get_or_create_owned(&label),
             rows_running: families.rows_running.get_or_create_owned(&label),
@@ -369,11 +401,13 @@ impl ModelMetrics {
         }
     }
 
-    fn step_seconds(&self, step: &StepReport) -> &Histogram {
-        match (step.begin_rows, step.iterate_rows) {
-            (_, 0) => &self.begin_step_seconds,
-            (0, _) => &self.iterate_step_seconds,
-            (_, _) => &self.mixed_step_seconds,
+    /// The histogram of steps whose rows did the like.
+    pub(super) fn step_seconds(&self, step: &StepReport) -> &Histogram {
+        match (step.begin_rows, step.iterate_rows, step.finish_rows) {
+            (_, 0, 0) => &self.begin_step_seconds,
+            (0, _, 0) => &self.iterate_step_seconds,
+            (0, 0, _) => &self.finish_step_seconds,
+            (_, _, _) => &self.mixed_step_seconds,
         }
     }
 }
@@ -428,319 +462,9 @@ impl Metrics {
     }
 
     /// The metrics of one model; an unknown one has none, which only a mistake here could cause.
-    fn of(&self, model: &str) -> Option<&ModelMetrics> {
+    pub(super) fn of(&self, model: &str) -> Option<&ModelMetrics> {
         let found = self.models.get(model);
         debug_assert!(found.is_some(), "no metrics for model {model}");
         found
-    }
-}
-
-impl Observer for Metrics {
-    fn rejected(&self, model: &str, reject: &Reject) {
-        let Some(metrics) = self.of(model) else {
-            return;
-        };
-        metrics.requests_rejected[refusal_label(reject)].inc();
-    }
-
-    fn started(&self, model: &str, queued: Duration, prompt_tokens: u32, cached_tokens: u32) {
-        let Some(metrics) = self.of(model) else {
-            return;
-        };
-        metrics.request_queue_seconds.observe(queued.as_secs_f64());
-        metrics.prompt_tokens.inc_by(u64::from(prompt_tokens));
-        metrics.cached_tokens.inc_by(u64::from(cached_tokens));
-    }
-
-    fn step(&self, model: &str, step: &StepReport) {
-        let Some(metrics) = self.of(model) else {
-            return;
-        };
-        let rows = step.begin_rows + step.iterate_rows;
-        metrics.batch_fill_rows.observe(f64::from(rows));
-        metrics
-            .step_seconds(step)
-            .observe(step.duration.as_secs_f64());
-        metrics.prefill_tokens.inc_by(u64::from(step.begin_work));
-    }
-
-    fn first_token(&self, model: &str, since_submit: Duration) {
-        let Some(metrics) = self.of(model) else {
-            return;
-        };
-        metrics
-            .time_to_first_token_seconds
-            .observe(since_submit.as_secs_f64());
-    }
-
-    fn inter_token(&self, model: &str, gap: Duration) {
-        let Some(metrics) = self.of(model) else {
-            return;
-        };
-        metrics.inter_token_seconds.observe(gap.as_secs_f64());
-    }
-
-    fn ended(&self, model: &str, end: RequestEnd, since_submit: Duration, completion_tokens: u32) {
-        let Some(metrics) = self.of(model) else {
-            return;
-        };
-        metrics.requests[end_label(end)].inc();
-        if let RequestEnd::Cancelled(phase) = end {
-            metrics.requests_cancelled[cancel_label(phase)].inc();
-        }
-        metrics
-            .request_duration_seconds
-            .observe(since_submit.as_secs_f64());
-        metrics
-            .generation_tokens
-            .inc_by(u64::from(completion_tokens));
-    }
-
-    fn snapshot(&self, model: &str, snapshot: &Snapshot) {
-        let Some(metrics) = self.of(model) else {
-            return;
-        };
-        let tokens = i64::try_from(snapshot.queued_tokens).unwrap_or(i64::MAX);
-        let eta = snapshot.eta.unwrap_or_default();
-        metrics
-            .requests_waiting
-            .set(snapshot.waiting_requests.into());
-        metrics.rows_waiting.set(snapshot.waiting_rows.into());
-        metrics.rows_running.set(snapshot.running_rows.into());
-        metrics.slots.set(snapshot.slots.into());
-        metrics.queued_tokens.set(tokens);
-        metrics.queue_eta_seconds.set(eta.as_secs_f64());
-        metrics
-            .kv_blocks_used
-            .set(snapshot.memory_units_used.into());
-        metrics
-            .kv_blocks_total
-            .set(snapshot.memory_units_total.into());
-        metrics
-            .kv_blocks_cached
-            .set(snapshot.cache.memory_units.into());
-        // The model counts for itself; its count never falls.
-        let counted = metrics.kv_blocks_evicted.get();
-        let evicted = snapshot.cache.evicted.saturating_sub(counted);
-        metrics.kv_blocks_evicted.inc_by(evicted);
-    }
-}
-
-fn end_label(end: RequestEnd) -> &'static str {
-    match end {
-        RequestEnd::Finished(FinishReason::Stop) => "stop",
-        RequestEnd::Finished(FinishReason::Length) => "length",
-        RequestEnd::Finished(FinishReason::Cancelled) | RequestEnd::Cancelled(_) => "cancelled",
-        RequestEnd::Failed(FailureKind::DeadlineExceeded) => "deadline_exceeded",
-        RequestEnd::Failed(FailureKind::Row) => "row_failed",
-        RequestEnd::Failed(FailureKind::Step) => "step_failed",
-        RequestEnd::Failed(FailureKind::EngineDead) => "engine_dead",
-        RequestEnd::Failed(FailureKind::Shutdown) => "shutdown",
-        RequestEnd::Failed(FailureKind::Abandoned) => "abandoned",
-    }
-}
-
-fn cancel_label(phase: Option<Phase>) -> &'static str {
-    match phase {
-        None => "waiting",
-        Some(Phase::Begin) => "begin",
-        Some(Phase::Iterate) => "iterate",
-        Some(Phase::Finish) => "finish",
-    }
-}
-
-fn refusal_label(reject: &Reject) -> &'static str {
-    match reject {
-        Reject::QueueFull { what, .. } if *what == "max_queued_tokens" => "queue_full_tokens",
-        Reject::QueueFull { .. } => "queue_full_requests",
-        Reject::Loading => "loading",
-        Reject::Draining => "draining",
-        Reject::Dead(_) => "engine_dead",
-    }
-}
-
-impl EdgeMetrics for Metrics {
-    fn render(&self) -> String {
-        let mut page = String::with_capacity(32 << 10);
-        text::encode(&mut page, &self.registry).expect("writing to a string does not fail");
-        page
-    }
-
-    fn http_request(&self, route: &str, method: &str, status: u16, seconds: f64) {
-        let labels = HttpLabels {
-            route: route.to_owned(),
-            method: method.to_owned(),
-            status,
-        };
-        self.http_requests.get_or_create_owned(&labels).inc();
-        let labels = RouteLabel {
-            route: route.to_owned(),
-        };
-        let histogram = self.http_request_seconds.get_or_create_owned(&labels);
-        histogram.observe(seconds);
-    }
-
-    fn open_streams(&self, delta: i64) {
-        self.open_streams.inc_by(delta);
-    }
-
-    fn frames(&self, dialect: &'static str, count: u64) {
-        let counter = self
-            .stream_frames
-            .get_or_create_owned(&DialectLabel { dialect });
-        counter.inc_by(count);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::CacheReport;
-
-    /// The value of the one line that begins with `series`.
-    fn value(page: &str, series: &str) -> f64 {
-        let mut lines = page
-            .lines()
-            .filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        let value = lines
-            .next()
-            .unwrap_or_else(|| panic!("no {series} in\n{page}"));
-        assert_eq!(lines.next(), None, "{series} is there twice");
-        value.parse().unwrap()
-    }
-
-    #[test]
-    fn what_is_reported_is_rendered() {
-        let metrics = Metrics::new(["m"]);
-        let second = Duration::from_secs(1);
-        metrics.started("m", second, 10, 4);
-        metrics.first_token("m", second);
-        metrics.inter_token("m", second);
-        let step = |begin_rows, iterate_rows| StepReport {
-            duration: second,
-            begin_rows,
-            iterate_rows,
-            begin_work: 6,
-        };
-        metrics.step("m", &step(1, 0));
-        metrics.step("m", &step(1, 3));
-        metrics.ended("m", RequestEnd::Finished(FinishReason::Stop), second, 7);
-        metrics.ended("m", RequestEnd::Cancelled(None), second, 0);
-        metrics.rejected("m", &Reject::Draining);
-        for evicted in [0, 7, 7, 9] {
-            metrics.snapshot(
-                "m",
-                &Snapshot {
-                    running_rows: 3,
-                    memory_units_used: 5,
-                    cache: CacheReport {
-                        memory_units: 6,
-                        evicted,
-                    },
-                    eta: Some(second),
-                    ..Snapshot::default()
-                },
-            );
-        }
-        metrics.http_request("/v1/models", "GET", 200, 0.5);
-        metrics.open_streams(1);
-        metrics.frames("native", 2);
-        let page = metrics.render();
-        for (series, expected) in [
-            ("girandole_request_queue_seconds_sum{model=\"m\"}", 1.0),
-            (
-                "girandole_time_to_first_token_seconds_count{model=\"m\"}",
-                1.0,
-            ),
-            ("girandole_inter_token_seconds_sum{model=\"m\"}", 1.0),
-            ("girandole_request_duration_seconds_count{model=\"m\"}", 2.0),
-            ("girandole_batch_fill_rows_sum{model=\"m\"}", 5.0),
-            ("girandole_batch_fill_rows_count{model=\"m\"}", 2.0),
-            (
-                "girandole_step_seconds_sum{model=\"m\",phase=\"mixed\"}",
-                1.0,
-            ),
-            ("girandole_requests_total{model=\"m\",end=\"stop\"}", 1.0),
-            (
-                "girandole_requests_total{model=\"m\",end=\"abandoned\"}",
-                0.0,
-            ),
-            (
-                "girandole_requests_rejected_total{model=\"m\",reason=\"draining\"}",
-                1.0,
-            ),
-            (
-                "girandole_requests_cancelled_total{model=\"m\",phase=\"waiting\"}",
-                1.0,
-            ),
-            ("girandole_prompt_tokens_total{model=\"m\"}", 10.0),
-            ("girandole_cached_tokens_total{model=\"m\"}", 4.0),
-            ("girandole_prefill_tokens_total{model=\"m\"}", 12.0),
-            ("girandole_generation_tokens_total{model=\"m\"}", 7.0),
-            ("girandole_rows_running{model=\"m\"}", 3.0),
-            ("girandole_kv_blocks_used{model=\"m\"}", 5.0),
-            ("girandole_kv_blocks_cached{model=\"m\"}", 6.0),
-            ("girandole_kv_blocks_evicted_total{model=\"m\"}", 9.0),
-            ("girandole_queue_eta_seconds{model=\"m\"}", 1.0),
-            ("girandole_open_streams", 1.0),
-            ("girandole_stream_frames_total{dialect=\"native\"}", 2.0),
-            (
-                "girandole_http_request_seconds_sum{route=\"/v1/models\"}",
-                0.5,
-            ),
-        ] {
-            assert_eq!(value(&page, series), expected, "{series}");
-        }
-    }
-
-    #[test]
-    fn every_label_is_prepared() {
-        let metrics = Metrics::new(["m"]);
-        for reject in [
-            Reject::QueueFull {
-                what: "max_queued_requests",
-                limit: 1,
-                retry_after: Duration::ZERO,
-            },
-            Reject::QueueFull {
-                what: "max_queued_tokens",
-                limit: 1,
-                retry_after: Duration::ZERO,
-            },
-            Reject::Loading,
-            Reject::Draining,
-            Reject::Dead(String::new()),
-        ] {
-            metrics.rejected("m", &reject);
-        }
-        let failures = [
-            FailureKind::DeadlineExceeded,
-            FailureKind::Row,
-            FailureKind::Step,
-            FailureKind::EngineDead,
-            FailureKind::Shutdown,
-            FailureKind::Abandoned,
-        ];
-        let reasons = [
-            FinishReason::Stop,
-            FinishReason::Length,
-            FinishReason::Cancelled,
-        ];
-        let phases = [
-            None,
-            Some(Phase::Begin),
-            Some(Phase::Iterate),
-            Some(Phase::Finish),
-        ];
-        let ends = failures.map(RequestEnd::Failed).into_iter();
-        let ends = ends.chain(reasons.map(RequestEnd::Finished));
-        for end in ends.chain(phases.map(RequestEnd::Cancelled)) {
-            metrics.ended("m", end, Duration::ZERO, 0);
-        }
-        let page = metrics.render();
-        for end in ENDS {
-            let series = format!("girandole_requests_total{{model=\"m\",end=\"{end}\"}}");
-            assert!(value(&page, &series) >= 1.0, "{series}");
-        }
     }
 }

@@ -1,9 +1,11 @@
 //! What the service says about itself: log lines and metrics.
 //!
-//! [`metrics`] has every metric's name, unit and meaning in one list. Prompts, outputs and keys are
+//! [`metrics`] has every metric's name, unit and meaning in one list, [`observer`] what goes into
+//! which. Prompts, outputs and keys are
 //! in neither; metric labels come from closed sets (models, phases, reasons, routes).
 
 pub mod metrics;
+mod observer;
 
 use std::io::IsTerminal;
 

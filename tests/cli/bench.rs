@@ -1,5 +1,6 @@
 //! `bench`, as a user meets it.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -171,4 +172,101 @@ fn a_report_that_cannot_go_to_one_place_still_goes_to_the_other() {
     let written = std::fs::read_to_string(sandbox.path("out.json")).unwrap();
     let report: Value = serde_json::from_str(&written).unwrap();
     assert_eq!(report["schema"], "girandole.bench.engine");
+}
+
+/// An image model with random weights: JSON files, and the tokenizer of another one.
+fn image_model() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/diffusion/sd15-tiny");
+    for file in [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "vae/config.json",
+    ] {
+        let text = std::fs::read_to_string(fixture.join(file)).expect("the fixture is there");
+        sandbox.write(&format!("pictures/{file}"), &text);
+    }
+    sandbox
+}
+
+const PICTURES: &str =
+    "--load-format dummy --model pictures --compute-threads 1 --rows 1,2,3 --steps 2";
+
+#[test]
+fn an_image_model_is_measured_at_each_size() {
+    let sandbox = image_model();
+    let line = format!("{PICTURES} --size 64x64 --size 64x96 --format json");
+    let ended = engine(&sandbox, &line);
+    ended.expect(0, &[]);
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["schema"], "girandole.bench.engine.images");
+    assert_eq!(report["setup"]["load_format"], "dummy");
+    assert!(number(&report, "/load/seconds") > 0.0);
+    assert!(number(&report, "/float_operations_per_second") > 0.0);
+    assert_eq!(number(&report, "/sizes/1/height"), 96.0);
+    let adds = |size: u32| number(&report, &format!("/sizes/{size}/multiply_adds/decode"));
+    assert!(adds(1) > 1.5 * adds(0), "half as much again, and attention");
+    for point in [
+        "/text",
+        "/sizes/0/decode",
+        "/sizes/1/encode",
+        "/sizes/0/steps/0",
+        "/sizes/1/steps/2",
+    ] {
+        let [min, median, max] = ["min", "median", "max"]
+            .map(|value| number(&report, &format!("{point}/seconds/{value}")));
+        assert!(0.0 < min && min <= median && median <= max, "{point}");
+        assert_eq!(number(&report, &format!("{point}/samples")), 2.0);
+        assert_eq!(
+            report.pointer(&format!("{point}/warmed_up")),
+            Some(&Value::Bool(true))
+        );
+        let arithmetic = report.pointer(&format!("{point}/arithmetic")).unwrap();
+        assert_eq!(arithmetic.is_number(), point != "/text", "{point}");
+    }
+    for (level, rows) in [(0, 1.0), (1, 2.0), (2, 3.0)] {
+        let level = format!("/sizes/0/steps/{level}");
+        let rate = number(&report, &format!("{level}/row_steps_per_second"));
+        let median = number(&report, &format!("{level}/seconds/median"));
+        assert!((rate * median / rows - 1.0).abs() < 1e-9);
+        let pictures = report
+            .pointer(&format!("{level}/pictures_per_minute"))
+            .unwrap();
+        assert_eq!(
+            pictures.is_number(),
+            rows == 2.0,
+            "guidance takes pairs of rows"
+        );
+    }
+}
+
+#[test]
+fn the_table_of_an_image_model_has_its_own_size_and_its_time() {
+    let sandbox = image_model();
+    let ended = engine(
+        &sandbox,
+        &format!("{PICTURES} --point-seconds 1 --json out.json"),
+    );
+    ended.expect(0, &[]);
+    for expected in [
+        "64 x 64: rows of a denoising step",
+        "random weights",
+        "decode",
+        "pictures/min",
+        "resident once loaded",
+    ] {
+        assert!(
+            ended.stdout.contains(expected),
+            "{expected} is not in\n{}",
+            ended.stdout
+        );
+    }
+    let wrong = engine(&sandbox, &format!("{PICTURES} --size 66x64"));
+    wrong.expect(1, &["--size 66x64", "multiples of"]);
+    engine(&sandbox, &format!("{PICTURES} --size 64")).expect(2, &["--size", "WIDTHxHEIGHT"]);
 }

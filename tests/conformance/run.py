@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Runs the conformance checks: starts the built program, waits until it is ready, runs the client
-against it, ends it. Needs the standard library only; the clients, one for models that write and one for
-models that draw, need the `openai` package, and are run with the Python that runs this.
+against it, ends it. Needs the standard library only; the clients need the packages that they are named for,
+`openai` or `webuiapi`, and are run with the Python that runs this. A model that draws meets `openai`'s images.
 
-    python tests/conformance/run.py --binary target/debug/girandole [--model NAME|PATH] ...
+    python tests/conformance/run.py --binary target/debug/girandole [--client sdapi] [--model NAME|PATH] ...
 """
 
 import argparse
@@ -23,6 +23,8 @@ HERE = pathlib.Path(__file__).parent
 KEY = "conformance-key-0123456789"
 READY_SECONDS = 300
 CLIENT_SECONDS = 600
+# Where each client's API begins, and what it is given to draw or say by default.
+CLIENTS = {"openai": ("/v1", "scripted.toml"), "sdapi": ("/sdapi/v1", "pictures.toml")}
 
 
 def start(binary, model, key_file, log):
@@ -76,7 +78,7 @@ def stop(process):
             process.wait()
 
 
-def check(binary, model):
+def check(binary, client, model):
     """Runs the client against one model; true if all went well."""
     print(f"== {model}", flush=True)
     with tempfile.TemporaryDirectory(prefix="girandole-") as folder:
@@ -88,14 +90,15 @@ def check(binary, model):
             process = start(binary, model, str(key_file), log)
         try:
             url = base_url(process, log_path)
-            script, flags = "openai_client.py", []
-            if task(url) == "image":
-                script = "openai_images.py"
+            flags = []
+            script, base = HERE / f"{client}_client.py", url + CLIENTS[client][0]
+            if client == "openai" and task(url) == "image":
+                script = HERE / "openai_images.py"
             elif model.startswith("scripted:"):
                 flags = ["--scripted"]
-            client = [sys.executable, HERE / script, "--base-url", f"{url}/v1", *flags]
-            environment = {**os.environ, "OPENAI_API_KEY": KEY}
-            result = subprocess.run(client, env=environment, timeout=CLIENT_SECONDS, check=False)
+            command = [sys.executable, script, "--base-url", base, *flags]
+            environment = {**os.environ, "OPENAI_API_KEY": KEY, "WEBUI_PASSWORD": KEY}
+            result = subprocess.run(command, env=environment, timeout=CLIENT_SECONDS, check=False)
             passed = result.returncode == 0
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             print(error, flush=True)
@@ -109,12 +112,13 @@ def check(binary, model):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="OpenAI client conformance")
+    parser = argparse.ArgumentParser(description="client conformance")
     parser.add_argument("--binary", required=True)
+    parser.add_argument("--client", choices=CLIENTS, default="openai")
     parser.add_argument("--model", action="append", help="repeatable; default: a scripted model")
     arguments = parser.parse_args()
-    models = arguments.model or [f"scripted:{HERE / 'scripted.toml'}"]
-    results = [check(arguments.binary, model) for model in models]
+    models = arguments.model or [f"scripted:{HERE / CLIENTS[arguments.client][1]}"]
+    results = [check(arguments.binary, arguments.client, model) for model in models]
     return 0 if all(results) else 1
 
 

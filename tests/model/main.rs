@@ -7,6 +7,7 @@ mod diffusion_networks;
 mod gguf_files;
 mod goldens;
 mod loading;
+mod picture_company;
 mod pictures;
 mod poison;
 mod prefixes;

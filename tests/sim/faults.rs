@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use girandole::events::FailureKind;
-use girandole::job::TextJob;
+use girandole::job::{Job, TextJob};
 use girandole::scheduler::Batching;
 use girandole::time::Time;
 
@@ -109,7 +109,7 @@ fn a_storm_of_cancels_leaves_nothing_behind_and_nobody_else_touched() {
         world.at(
             time,
             Action::Submit {
-                job,
+                job: Job::Text(job),
                 deadline: None,
             },
         );

@@ -32,6 +32,28 @@ impl EventSink for Log {
             EventKind::ChoiceFinished { choice, .. } => {
                 assert_eq!(reason(&events, *choice), None, "a choice finished twice");
             }
+            EventKind::Progress { choice, step, .. } => {
+                assert!(started && !is_drawn(&events, *choice));
+                assert_eq!(
+                    reason(&events, *choice),
+                    None,
+                    "a step of a finished choice"
+                );
+                let done = last_step(&events, *choice);
+                assert_eq!(*step, done + 1, "steps are told one by one");
+            }
+            EventKind::Preview { choice, step, .. } => {
+                assert_eq!(
+                    reason(&events, *choice),
+                    None,
+                    "a view of a finished choice"
+                );
+                assert_eq!(*step, last_step(&events, *choice), "a view of another step");
+            }
+            EventKind::Image { choice, .. } => {
+                assert!(started && !is_drawn(&events, *choice), "drawn twice");
+                assert_eq!(reason(&events, *choice), None, "drawn after its end");
+            }
             _ => {}
         }
         events.push((at, kind));
@@ -45,7 +67,27 @@ fn reason(events: &[(Time, EventKind)], wanted: u32) -> Option<FinishReason> {
     })
 }
 
+fn is_drawn(events: &[(Time, EventKind)], wanted: u32) -> bool {
+    events
+        .iter()
+        .any(|(_, kind)| matches!(kind, EventKind::Image { choice, .. } if *choice == wanted))
+}
+
+/// The last step of a choice that was told; 0 for none.
+fn last_step(events: &[(Time, EventKind)], wanted: u32) -> u32 {
+    let steps = events.iter().rev().find_map(|(_, kind)| match kind {
+        EventKind::Progress { choice, step, .. } if *choice == wanted => Some(*step),
+        _ => None,
+    });
+    steps.unwrap_or(0)
+}
+
 impl Log {
+    /// Every event with its time.
+    pub(crate) fn timed(&self) -> Vec<(Time, EventKind)> {
+        self.events.lock().unwrap().clone()
+    }
+
     pub(crate) fn events(&self) -> Vec<EventKind> {
         let events = self.events.lock().unwrap();
         events.iter().map(|(_, kind)| kind.clone()).collect()

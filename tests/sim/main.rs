@@ -4,7 +4,10 @@
 //! `GIRANDOLE_SIM_SEED=n cargo test --test sim random` repeats one run of the random traffic.
 
 mod faults;
+mod forecasts;
+mod gallery;
 mod log;
+mod pictures;
 mod random;
 mod rules;
 mod threaded;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use girandole::batch::FinishReason;
 use girandole::engine::EngineConfig;
 use girandole::events::FailureKind;
-use girandole::job::{Sampling, TextJob};
+use girandole::job::{Job, Sampling, TextJob};
 use girandole::model::scripted::Script;
 use girandole::scheduler::{Batching, SchedulerConfig};
 use girandole::time::Time;
@@ -15,10 +15,10 @@ use crate::world::{Action, Sent, World, prompt, script};
 const SEEDS: u64 = 400;
 
 /// Small, seeded, good enough (SplitMix64, Steele et al. 2014).
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,23 +26,23 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    fn one_in(&mut self, chances: u64) -> bool {
+    pub(crate) fn one_in(&mut self, chances: u64) -> bool {
         self.below(chances) == 0
     }
 
     /// Small numbers are likelier.
-    fn skewed(&mut self, limit: u64) -> u64 {
+    pub(crate) fn skewed(&mut self, limit: u64) -> u64 {
         let inner = 1 + self.below(limit);
         self.below(inner)
     }
 }
 
 /// Names the seed when a check has failed.
-struct Named(u64);
+pub(crate) struct Named(pub(crate) u64);
 
 impl Drop for Named {
     fn drop(&mut self) {
@@ -52,7 +52,7 @@ impl Drop for Named {
     }
 }
 
-fn random_config(random: &mut Random) -> EngineConfig {
+pub(crate) fn random_config(random: &mut Random) -> EngineConfig {
     EngineConfig {
         scheduler: SchedulerConfig {
             batch_size: 1 + random.below(12) as u32,
@@ -90,13 +90,13 @@ fn random_script(random: &mut Random) -> Script {
     script(&toml)
 }
 
-fn random_job(random: &mut Random, number: u64) -> TextJob {
+fn random_job(random: &mut Random, number: u64) -> Job {
     let mut text = format!("{number} ");
     if random.one_in(15) {
         text += "poison ";
     }
     text += &"abcdefgh".repeat(random.skewed(60) as usize);
-    TextJob {
+    Job::Text(TextJob {
         rows: match random.one_in(6) {
             true => 1 + random.below(5) as u32,
             false => 1,
@@ -106,17 +106,22 @@ fn random_job(random: &mut Random, number: u64) -> TextJob {
             ..Sampling::default()
         },
         ..TextJob::greedy(prompt(&text), 1 + random.skewed(200) as u32)
-    }
+    })
 }
 
-fn plan_traffic(random: &mut Random, world: &World) {
+/// Requests made by `job` come, and some of them are cancelled, at random times.
+pub(crate) fn plan_traffic(
+    random: &mut Random,
+    world: &World,
+    job: impl Fn(&mut Random, u64) -> Job,
+) {
     let mut time = Time::ZERO;
     let gap = 1 + random.below(60_000);
     for number in 0..20 + random.below(80) {
         if !random.one_in(4) {
             time = time + Duration::from_micros(random.skewed(4 * gap));
         }
-        let job = random_job(random, number);
+        let job = job(random, number);
         let deadline = random
             .one_in(8)
             .then(|| Duration::from_millis(random.below(2_000)));
@@ -188,7 +193,7 @@ fn run(seed: u64) -> usize {
     let config = random_config(&mut random);
     let script = random_script(&mut random);
     let mut world = World::new(config.clone(), &script);
-    plan_traffic(&mut random, &world);
+    plan_traffic(&mut random, &world, random_job);
     world.run();
     world.check_at_rest();
     for (_, sent) in &world.book.borrow().sent {
@@ -198,12 +203,17 @@ fn run(seed: u64) -> usize {
     world.book.borrow().passes.len()
 }
 
-#[test]
-fn random_traffic_keeps_every_invariant() {
+/// Runs every seed, or the one that was asked for; each returns its number of steps.
+pub(crate) fn run_seeds(seeds: u64, run: fn(u64) -> usize) {
     if let Ok(seed) = std::env::var("GIRANDOLE_SIM_SEED") {
         run(seed.parse().expect("GIRANDOLE_SIM_SEED is a number"));
         return;
     }
-    let steps: usize = (0..SEEDS).map(run).sum();
+    let steps: usize = (0..seeds).map(run).sum();
     assert!(steps > 10_000, "{steps} steps are too few to mean anything");
+}
+
+#[test]
+fn random_traffic_keeps_every_invariant() {
+    run_seeds(SEEDS, run);
 }

@@ -6,7 +6,7 @@ use girandole::batch::FinishReason;
 use girandole::engine::Reject;
 use girandole::engine::turn::Turn;
 use girandole::events::{EventKind, FailureKind};
-use girandole::job::TextJob;
+use girandole::job::{Job, TextJob};
 use girandole::scheduler::Batching;
 use girandole::time::Time;
 
@@ -29,7 +29,7 @@ fn starts(batching: Batching, arrivals: u64) -> Vec<u64> {
     let mut world = World::new(config(4, batching), &script(COSTS));
     for i in 0..arrivals {
         let action = Action::Submit {
-            job: job("hello", 40),
+            job: Job::Text(job("hello", 40)),
             deadline: None,
         };
         world.at(Time::from_millis(i), action);
@@ -237,7 +237,7 @@ fn memory_is_reserved_whole_and_nobody_overtakes() {
 fn deadlines_end_waiting_and_running_requests() {
     let mut world = World::new(config(1, Batching::Continuous), &script(COSTS));
     for deadline in [None, Some(ms(300)), Some(ms(100))] {
-        let job = job("hello", if deadline.is_none() { 40 } else { 1_000 });
+        let job = Job::Text(job("hello", if deadline.is_none() { 40 } else { 1_000 }));
         world.at(Time::ZERO, Action::Submit { job, deadline });
     }
     world.run();

@@ -6,18 +6,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use girandole::batch::{BatchKey, Capacity, PlannedRow, RowCost, RowOutcome, Slot};
+use girandole::batch::{BatchKey, Capacity, Next, Phase, PlannedRow, RowCost, RowOutcome, Slot};
 use girandole::job::Job;
-use girandole::model::scripted::ScriptedModel;
 use girandole::model::{Admitted, Model, ModelError};
 use girandole::scheduler::Batching;
 use girandole::time::{Clock, ManualClock};
 
-use crate::world::{Book, Held, PassSeen};
+use crate::world::{Book, Group, Held, PassSeen};
 
 /// The scripted model, with somebody who takes notes.
 pub(crate) struct Watched {
-    pub(crate) inner: ScriptedModel,
+    pub(crate) inner: Box<dyn Model>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) book: Rc<RefCell<Book>>,
 }
@@ -59,12 +58,18 @@ impl Model for Watched {
         book.insist(choice == next_choice, "rows out of order");
         let held = Held {
             key,
-            memory_units: cost.memory_units,
+            cost,
             turn: book.turn,
+            begin_done: 0,
+            iterations: 0,
         };
         let free = book.slots.insert(slot, held).is_none();
         book.insist(free, "the slot is taken");
-        self.inner.admit(slot, job, choice)
+        let admitted = self.inner.admit(slot, job, choice)?;
+        if let Some(held) = book.slots.get_mut(&slot) {
+            held.begin_done = admitted.begin_work_done;
+        }
+        Ok(admitted)
     }
 
     fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
@@ -80,8 +85,16 @@ impl Model for Watched {
         }
         let outcome = self.inner.step(rows);
         let took = self.clock.now() - at;
-        if let Some(pass) = self.book.borrow_mut().passes.last_mut() {
+        let book = &mut *self.book.borrow_mut();
+        if let Some(pass) = book.passes.last_mut() {
             pass.took = took;
+        }
+        for outcome in outcome.iter().flatten() {
+            if let (Next::Continue(key), Some(held)) =
+                (&outcome.next, book.slots.get_mut(&outcome.slot))
+            {
+                held.key = *key;
+            }
         }
         outcome
     }
@@ -104,9 +117,46 @@ impl Watched {
         book.insist(keys.len() == rows.len(), "a row without a slot in a pass");
         let same = keys.iter().all(|key| *key == keys[0]);
         book.insist(same, "keys are mixed in a pass");
+        self.check_turn(book, rows);
         let next = book.live().find(|sent| sent.waits());
         let could_join = next.is_some_and(|next| book.fits(self.inner.cost(&next.job)));
         let joins = book.batching() == Batching::Continuous;
         book.insist(!(joins && could_join), "there is room, and somebody waits");
+    }
+
+    /// Who takes part follows from whose turn it is.
+    fn check_turn(&self, book: &mut Book, rows: &[PlannedRow]) {
+        let Some(group) = rows.first().and_then(|row| book.slots.get(&row.slot)) else {
+            return;
+        };
+        let group = group.group();
+        book.count_turn(group);
+        match group {
+            Group::Finishing => {
+                let alone = rows.len() == 1 && rows[0].phase == Phase::Finish;
+                book.insist(alone, "a row that finishes has company");
+            }
+            Group::Stepping(key) => {
+                let all_iterate = book.slots.iter().all(|(slot, held)| {
+                    let takes_part = rows.iter().any(|row| row.slot == *slot);
+                    takes_part || held.group() != Group::Stepping(key) || !held.has_begun()
+                });
+                book.insist(all_iterate, "a row was left out of its group's pass");
+            }
+        }
+        for planned in rows {
+            let Some(held) = book.slots.get_mut(&planned.slot) else {
+                continue;
+            };
+            match planned.phase {
+                Phase::Begin => {
+                    held.begin_done += planned.work;
+                    let whole = held.cost.finish_work == 0 || held.has_begun();
+                    book.insist(whole, "a picture was begun in parts");
+                }
+                Phase::Iterate => held.iterations += 1,
+                Phase::Finish => {}
+            }
+        }
     }
 }

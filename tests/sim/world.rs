@@ -5,7 +5,7 @@
 //! turn: see [`World::check`].
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use girandole::batch::{BatchKey, Capacity, Emission, Next, Phase, PlannedRow, Ro
 use girandole::engine::turn::{Engine, Turn, unthreaded};
 use girandole::engine::{EngineConfig, EngineHandle, Observer, Reject, Submission};
 use girandole::events::EventSink;
-use girandole::job::{Job, RequestId, TextJob};
+use girandole::job::{ImageJob, Job, RequestId, TextJob};
 use girandole::model::Model;
-use girandole::model::scripted::{Script, ScriptedModel};
+use girandole::model::scripted::{Pause, Script, ScriptedImageModel, ScriptedModel};
 use girandole::scheduler::{Batching, SchedulerConfig};
 use girandole::time::{Clock, ManualClock, Time};
 
@@ -63,7 +63,7 @@ impl PassSeen {
 /// What is to happen at a time, also in the middle of a pass.
 pub(crate) enum Action {
     Submit {
-        job: TextJob,
+        job: Job,
         deadline: Option<Duration>,
     },
     /// Cancels the request that was sent so many requests ago.
@@ -80,8 +80,8 @@ pub(crate) enum Action {
 pub(crate) struct Book {
     config: EngineConfig,
     capacity: Capacity,
-    /// Groups of rows that cannot share a pass.
-    keys: u64,
+    /// Asked for keys and costs, and nothing else.
+    twin: Box<dyn Model>,
     /// In the order of sending, which is that of the queue.
     pub(crate) sent: Vec<(RequestId, Sent)>,
     pub(crate) refused: u32,
@@ -89,6 +89,8 @@ pub(crate) struct Book {
     pub(crate) slots: BTreeMap<Slot, Held>,
     pub(crate) turn: u64,
     pub(crate) passes: Vec<PassSeen>,
+    /// Groups of rows that could have a pass, and how long each may still wait.
+    pub(crate) waits: BTreeMap<Group, Wait>,
     actions: VecDeque<(Time, Action)>,
     /// What the model's side found wrong. The engine contains panics in the model, so it is kept
     /// until the turn is over.
@@ -98,9 +100,41 @@ pub(crate) struct Book {
 /// A slot in use.
 pub(crate) struct Held {
     pub(crate) key: BatchKey,
-    pub(crate) memory_units: u32,
+    pub(crate) cost: RowCost,
     /// When it was taken.
     pub(crate) turn: u64,
+    pub(crate) begin_done: u32,
+    pub(crate) iterations: u32,
+}
+
+/// Rows that may be planned into one pass: those with a key, or all that finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Group {
+    Stepping(BatchKey),
+    Finishing,
+}
+
+/// How long a group has waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wait {
+    /// Passes of others since it could have had one.
+    pub(crate) passes: usize,
+    /// Other groups that there were then.
+    pub(crate) allowed: usize,
+}
+
+impl Held {
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begin_done >= self.cost.begin_work
+    }
+
+    pub(crate) fn group(&self) -> Group {
+        let drawn = self.has_begun() && self.iterations >= self.cost.max_iterations;
+        match drawn && self.cost.finish_work > 0 {
+            true => Group::Finishing,
+            false => Group::Stepping(self.key),
+        }
+    }
 }
 
 pub(crate) struct World {
@@ -134,6 +168,15 @@ pub(crate) fn config(batch_size: u32, batching: Batching) -> EngineConfig {
     }
 }
 
+/// The scripted model, of the kind that its script asks for.
+fn model(script: &Script, pause: Pause) -> Box<dyn Model> {
+    let script = script.clone();
+    match script.image {
+        None => Box::new(ScriptedModel::new(script, pause).expect("a sound script")),
+        Some(_) => Box::new(ScriptedImageModel::new(script, pause).expect("a sound script")),
+    }
+}
+
 pub(crate) fn prompt(text: &str) -> Arc<[u32]> {
     text.bytes().map(u32::from).collect()
 }
@@ -151,12 +194,13 @@ impl World {
                 slots: script.model.slots.min(config.scheduler.batch_size),
                 memory_units: script.model.memory_units,
             },
-            keys: script.model.keys,
+            twin: model(script, Box::new(|_| ())),
             sent: Vec::new(),
             refused: 0,
             slots: BTreeMap::new(),
             turn: 0,
             passes: Vec::new(),
+            waits: BTreeMap::new(),
             actions: VecDeque::new(),
             violations: Vec::new(),
         }));
@@ -174,7 +218,7 @@ impl World {
             }
         };
         let model = Watched {
-            inner: ScriptedModel::new(script.clone(), Box::new(pause)).expect("a sound script"),
+            inner: model(script, Box::new(pause)),
             clock: Arc::clone(&clock),
             book: Rc::clone(&book),
         };
@@ -202,8 +246,17 @@ impl World {
         book.actions.push_back((time, action));
     }
 
-    /// Sends a request now.
+    /// Sends a text's request now.
     pub(crate) fn submit(&self, job: TextJob) -> Arc<Log> {
+        self.send(Job::Text(job))
+    }
+
+    /// Sends a picture's request now.
+    pub(crate) fn draw(&self, job: ImageJob) -> Arc<Log> {
+        self.send(Job::Image(job))
+    }
+
+    fn send(&self, job: Job) -> Arc<Log> {
         let sent = self.hand.submit(&self.handle, job, None);
         sent.expect("there is room");
         let book = self.book.borrow();
@@ -255,16 +308,16 @@ impl World {
         let book = self.book.borrow();
         assert_eq!(book.violations, Vec::<&str>::new());
         let scheduler = self.engine.scheduler();
-        let memory: u32 = book.slots.values().map(|held| held.memory_units).sum();
+        let memory = book.memory_units_used();
         assert_eq!(scheduler.running_rows() as usize, book.slots.len());
         assert_eq!(scheduler.memory_units_used(), memory);
         assert!(memory <= book.capacity.memory_units);
         let snapshot = self.handle.snapshot();
         assert_eq!(snapshot.running_rows as usize, book.slots.len());
         let live: Vec<&Sent> = book.live().collect();
-        let tokens: usize = live.iter().map(|sent| prompt_of(&sent.job).len()).sum();
+        let tokens: u64 = live.iter().map(|sent| prompt_tokens(&sent.job)).sum();
         assert_eq!(
-            snapshot.queued_tokens, tokens as u64,
+            snapshot.queued_tokens, tokens,
             "prompt tokens in the engine"
         );
         for sent in live {
@@ -329,9 +382,12 @@ fn text_alone(model: &mut ScriptedModel, job: &Arc<Job>, choice: u32) -> String 
     }
 }
 
-fn prompt_of(job: &Job) -> &[u32] {
-    let text = job.text();
-    &text.prompt
+/// What the gate counts for a job.
+fn prompt_tokens(job: &Job) -> u64 {
+    match job {
+        Job::Text(text) => text.prompt.len() as u64,
+        Job::Image(_) => 77,
+    }
 }
 
 impl Hand {
@@ -377,13 +433,13 @@ impl Hand {
     fn submit(
         &self,
         handle: &EngineHandle,
-        job: TextJob,
+        job: Job,
         deadline: Option<Duration>,
     ) -> Result<(), Reject> {
         let now = self.clock.now();
-        let job = Arc::new(Job::Text(job));
+        let job = Arc::new(job);
         let mut permit = handle.reserve(job.rows(), 1)?;
-        permit.settle(prompt_of(&job).len() as u64);
+        permit.settle(prompt_tokens(&job));
         let id = RequestId::from_u128(self.book.borrow().sent.len() as u128 + 1);
         let log = Arc::new(Log::default());
         let deadline = deadline.map(|after| now + after);
@@ -423,11 +479,33 @@ impl Book {
         self.config.scheduler.batching
     }
 
+    fn memory_units_used(&self) -> u32 {
+        let held = self.slots.values();
+        held.map(|held| held.cost.memory_units).sum()
+    }
+
     /// Whether one row of a request would fit beside those that run.
     pub(crate) fn fits(&self, cost: RowCost) -> bool {
-        let used: u32 = self.slots.values().map(|held| held.memory_units).sum();
         self.slots.len() < self.capacity.slots as usize
-            && used + cost.memory_units <= self.capacity.memory_units
+            && self.memory_units_used() + cost.memory_units <= self.capacity.memory_units
+    }
+
+    /// Counts a pass of `ran`, and what it means for the others: each group has its turn before any
+    /// has two, so it waits for no more passes than there were other groups.
+    pub(crate) fn count_turn(&mut self, ran: Group) {
+        let present: BTreeSet<Group> = self.slots.values().map(Held::group).collect();
+        self.waits.retain(|group, _| present.contains(group));
+        for group in &present {
+            let fresh = Wait {
+                passes: 0,
+                allowed: present.len() - 1,
+            };
+            let wait = self.waits.entry(*group).or_insert(fresh);
+            wait.passes += 1;
+        }
+        self.waits.remove(&ran);
+        let overdue = self.waits.values().any(|wait| wait.passes > wait.allowed);
+        self.insist(!overdue, "a group was passed over");
     }
 
     /// An engine that sleeps has nobody running, no full batch, and nobody whose window is over.
@@ -436,12 +514,17 @@ impl Book {
         let delay = self.config.scheduler.max_queue_delay;
         let oldest = self.live().map(|sent| sent.at).min().expect("it waits for");
         assert!(oldest + delay >= until, "the oldest waits too long");
-        let rows: u32 = self
-            .live()
-            .map(|sent| sent.job.rows() - sent.rows_admitted)
-            .sum();
-        let full = rows >= self.capacity.slots && self.keys == 1;
-        assert!(!full, "a full batch waits");
+        let mut rows: BTreeMap<BatchKey, (u32, u32)> = BTreeMap::new();
+        for sent in self.live() {
+            let (group, memory_units) = rows.entry(self.twin.key(&sent.job)).or_default();
+            let waiting = sent.job.rows() - sent.rows_admitted;
+            *group += waiting;
+            *memory_units += waiting * self.twin.cost(&sent.job).memory_units;
+        }
+        for (rows, memory_units) in rows.into_values() {
+            let full = rows >= self.capacity.slots || memory_units >= self.capacity.memory_units;
+            assert!(!full, "a full batch waits");
+        }
         let ran = self
             .passes
             .last()

@@ -122,12 +122,12 @@ fn previews_are_evenly_spaced_and_bounded() {
         Previews::None => Vec::new(),
         Previews::Latest => panic!("a count was asked for"),
     };
-    assert_eq!(shown(0, 20), []);
+    assert_eq!(shown(0, 20), Vec::<u32>::new());
     assert_eq!(shown(1, 20), [10]);
     assert_eq!(shown(3, 20), [5, 10, 15]);
     assert_eq!(shown(3, 4), [1, 2, 3]);
     assert_eq!(shown(3, 2), [1]);
-    assert_eq!(shown(3, 1), []);
+    assert_eq!(shown(3, 1), Vec::<u32>::new());
     assert_eq!(shown(u32::MAX, 4), [1, 2, 3]);
     assert_eq!(previews(PreviewDraft::Latest, 4), Previews::Latest);
     assert_eq!(previews(PreviewDraft::None, 4), Previews::None);

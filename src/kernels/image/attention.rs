@@ -5,12 +5,14 @@
 //! what a query computes does not depend on the other queries.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::panel::{Begin, COLUMNS, PIXEL_STRIDE, SEGMENT_INPUTS, Segment, multiply};
-use super::softmax::{Softmax, rescale, weigh};
+use super::softmax::{Seen, rescale, weigh};
 use super::stock;
+use crate::kernels::pages::{wish_large, zeroed};
 use crate::kernels::shared_output::SharedOutput;
 use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 use crate::kernels::threads;
@@ -79,10 +81,12 @@ pub fn attention(
     Tensor::from_vec(output, (rows, queries, width), &Device::Cpu)
 }
 
-/// Queries of a task: a multiple of what kernels take at once.
+/// Queries of a task: some panels, which share the keys and values of a block.
 const TASK_QUERIES: usize = 56;
+/// Queries that kernels take at once: their scores and weights for a block lie in the first-level cache.
+const PANEL_QUERIES: usize = 14;
 /// The most keys of a block.
-const MAX_BLOCK_KEYS: usize = 512;
+const MAX_BLOCK_KEYS: usize = 256;
 /// Elements of the keys of a block: with its values they lie in the second-level cache.
 const BLOCK_ELEMENTS: usize = 32 * 1024;
 /// Elements of the packed keys and values of the rows that are worked on at a time.
@@ -102,13 +106,14 @@ struct Shape {
 struct Scratch {
     /// Per segment of the head (queries, [`PIXEL_STRIDE`]), scaled.
     queries: Vec<f32>,
-    /// (tiles of keys, queries, 16)
+    /// Of a panel, (tiles of keys, queries, 16).
     scores: Vec<[f32; COLUMNS]>,
-    /// Per segment of keys (queries, [`PIXEL_STRIDE`]).
+    /// Of a panel, per segment of keys (queries, [`PIXEL_STRIDE`]).
     weights: Vec<f32>,
-    /// (tiles of the head, queries, 16)
+    /// Per panel (tiles of the head, queries, 16).
     values: Vec<[f32; COLUMNS]>,
-    softmax: Softmax,
+    /// Of each query.
+    seen: Vec<Seen>,
 }
 
 thread_local! {
@@ -142,8 +147,9 @@ impl Shape {
         let row_lines = self.heads * head_lines;
         let rows_at_once = (PACKED_ELEMENTS / COLUMNS / row_lines).clamp(1, rows.max(1));
         let mut packed = vec![[0f32; COLUMNS]; rows_at_once * row_lines];
+        wish_large(packed.as_ptr().cast(), packed.len() * COLUMNS);
         let panels = self.queries.div_ceil(TASK_QUERIES);
-        let mut output = vec![0f32; q.len()];
+        let mut output = zeroed(q.len());
         let shared = SharedOutput::new(&mut output);
         for first_row in (0..rows).step_by(rows_at_once) {
             let rows = rows_at_once.min(rows - first_row);
@@ -242,77 +248,108 @@ impl Shape {
         };
         // The last query sees most.
         let end = seen(count - 1);
-        for first in (0..end).step_by(block_keys) {
-            let keys = block_keys.min(end - first);
-            let tiles = keys.div_ceil(COLUMNS);
-            let first_line = first / COLUMNS * self.head_dim;
-            let scores = &mut scratch.scores[..tiles * count];
-            multiply(
-                &scratch.queries,
-                &head_segments,
-                &packed_keys[first_line..first_line + tiles * self.head_dim],
-                count,
-                Begin::Fresh,
-                scores,
-            );
-            for query in 0..count {
-                let visible = seen(query).saturating_sub(first).min(keys);
-                weigh(
-                    scores,
-                    query,
-                    count,
-                    visible,
-                    &mut scratch.weights,
-                    &mut scratch.softmax,
-                );
-            }
-            let key_segments: Vec<Segment> = (0..keys)
-                .step_by(SEGMENT_INPUTS)
-                .map(|key| Segment {
-                    start: key * count * PIXEL_STRIDE / SEGMENT_INPUTS,
-                    len: SEGMENT_INPUTS.min(keys - key),
-                })
-                .collect();
-            // Of a block that the mask cuts, the tiles do not lie side by side.
-            let held = block_keys.min(self.keys - first);
-            let values = &packed_values[first * head_tiles..][..held * head_tiles];
-            let sums = &mut scratch.values[..head_tiles * count];
-            rescale(sums, &scratch.softmax.keep[..count]);
-            let values = if held == keys {
-                values.chunks_exact(values.len())
-            } else {
-                values.chunks_exact(held)
+        // Block after block, so that its keys and values stay in the second-level cache for all panels.
+        for first_key in (0..end).step_by(block_keys) {
+            let keys = block_keys.min(end - first_key);
+            let held = block_keys.min(self.keys - first_key);
+            let block = Block {
+                keys: &packed_keys[first_key / COLUMNS * self.head_dim..]
+                    [..keys.div_ceil(COLUMNS) * self.head_dim],
+                values: &packed_values[first_key * head_tiles..][..held * head_tiles],
+                count: keys,
+                held,
             };
-            let tiles_at_once = head_tiles / values.len();
-            for (values, sums) in values.zip(sums.chunks_exact_mut(tiles_at_once * count)) {
-                multiply(
-                    &scratch.weights,
-                    &key_segments,
-                    &values[..tiles_at_once * keys],
-                    count,
-                    Begin::Add,
-                    sums,
-                );
+            for panel in panels(count) {
+                let visible = |query: usize| {
+                    let seen = seen(panel.start + query);
+                    seen.saturating_sub(first_key).min(keys)
+                };
+                self.attend_block(&block, panel.clone(), &head_segments, visible, scratch);
             }
         }
-        for query in 0..count {
-            let factor = 1.0 / scratch.softmax.total[query];
-            let at = ((place.row * self.queries) + place.first + query) * self.width()
-                + place.head * self.head_dim;
-            for tile in 0..head_tiles {
-                let mut values = scratch.values[tile * count + query];
-                for value in &mut values {
-                    *value *= factor;
+        for panel in panels(count) {
+            let values = &scratch.values[panel.start * head_tiles..panel.end * head_tiles];
+            for (index, query) in panel.clone().enumerate() {
+                let factor = 1.0 / scratch.seen[query].total;
+                let token = place.row * self.queries + place.first + query;
+                let at = token * self.width() + place.head * self.head_dim;
+                for tile in 0..head_tiles {
+                    let mut values = values[tile * panel.len() + index];
+                    for value in &mut values {
+                        *value *= factor;
+                    }
+                    let columns = COLUMNS.min(self.head_dim - tile * COLUMNS);
+                    output.write(at + tile * COLUMNS, &values[..columns]);
                 }
-                let columns = COLUMNS.min(self.head_dim - tile * COLUMNS);
-                output.write(at + tile * COLUMNS, &values[..columns]);
             }
+        }
+    }
+
+    /// One block of keys for one panel of queries.
+    fn attend_block(
+        &self,
+        block: &Block<'_>,
+        panel: Range<usize>,
+        head_segments: &[Segment],
+        visible: impl Fn(usize) -> usize,
+        scratch: &mut Scratch,
+    ) {
+        let count = panel.len();
+        let head_tiles = self.head_dim.div_ceil(COLUMNS);
+        let scores = &mut scratch.scores[..block.count.div_ceil(COLUMNS) * count];
+        multiply(
+            &scratch.queries[panel.start * PIXEL_STRIDE..],
+            head_segments,
+            block.keys,
+            count,
+            Begin::Fresh,
+            scores,
+        );
+        let seen = &mut scratch.seen[panel.clone()];
+        for (query, seen) in seen.iter_mut().enumerate() {
+            weigh(
+                scores,
+                query,
+                count,
+                visible(query),
+                &mut scratch.weights,
+                seen,
+            );
+        }
+        let mut segments = [Segment { start: 0, len: 0 }; MAX_BLOCK_KEYS / SEGMENT_INPUTS];
+        let used = block.count.div_ceil(SEGMENT_INPUTS);
+        for (index, segment) in segments[..used].iter_mut().enumerate() {
+            *segment = Segment {
+                start: index * count * PIXEL_STRIDE,
+                len: SEGMENT_INPUTS.min(block.count - index * SEGMENT_INPUTS),
+            };
+        }
+        let values = &mut scratch.values[panel.start * head_tiles..panel.end * head_tiles];
+        rescale(values, seen);
+        // Of a block that the mask cuts, the tiles do not lie side by side.
+        let (tiles_at_once, calls) = match block.held == block.count {
+            true => (head_tiles, 1),
+            false => (1, head_tiles),
+        };
+        for call in 0..calls {
+            let from = &block.values[call * block.held..][..tiles_at_once * block.count];
+            let sums = &mut values[call * count..][..tiles_at_once * count];
+            multiply(
+                &scratch.weights,
+                &segments[..used],
+                from,
+                count,
+                Begin::Add,
+                sums,
+            );
         }
     }
 
     /// The head of each query, scaled, in segments.
     fn gather_queries(&self, place: &Place, q: &[f32], to: &mut [f32]) -> Vec<Segment> {
         let count = place.end - place.first;
+        // The softmax takes powers of two.
+        let scale = self.scale * std::f32::consts::LOG2_E;
         let mut segments = Vec::with_capacity(self.head_dim.div_ceil(SEGMENT_INPUTS));
         for column in (0..self.head_dim).step_by(SEGMENT_INPUTS) {
             let start = segments.len() * count * PIXEL_STRIDE;
@@ -325,7 +362,7 @@ impl Shape {
                 let token = place.row * self.queries + place.first + index;
                 let from = token * self.width() + place.head * self.head_dim + column;
                 for (to, q) in to.iter_mut().zip(&q[from..from + len]) {
-                    *to = q * self.scale;
+                    *to = q * scale;
                 }
             }
         }
@@ -344,23 +381,35 @@ struct Place {
 impl Scratch {
     /// Room for a task, and nothing seen.
     fn prepare(&mut self, count: usize, head_dim: usize, block_keys: usize) {
-        let segments = |inputs: usize| inputs.div_ceil(SEGMENT_INPUTS) * count * PIXEL_STRIDE;
-        let lines = |columns: usize| columns.div_ceil(COLUMNS) * count;
-        grow(&mut self.queries, segments(head_dim), 0.0);
-        grow(&mut self.weights, segments(block_keys), 0.0);
-        grow(&mut self.scores, lines(block_keys), [0.0; COLUMNS]);
+        let segments = |inputs: usize| inputs.div_ceil(SEGMENT_INPUTS) * PIXEL_STRIDE;
+        grow(&mut self.queries, segments(head_dim) * count, 0.0);
+        grow(&mut self.weights, segments(block_keys) * PANEL_QUERIES, 0.0);
+        let lines = block_keys.div_ceil(COLUMNS) * PANEL_QUERIES;
+        grow(&mut self.scores, lines, [0.0; COLUMNS]);
         self.values.clear();
-        self.values.resize(lines(head_dim), [0.0; COLUMNS]);
-        let softmax = &mut self.softmax;
-        for (numbers, value) in [
-            (&mut softmax.largest, f32::NEG_INFINITY),
-            (&mut softmax.total, 0.0),
-            (&mut softmax.keep, 1.0),
-        ] {
-            numbers.clear();
-            numbers.resize(count, value);
-        }
+        let lines = head_dim.div_ceil(COLUMNS) * count;
+        self.values.resize(lines, [0.0; COLUMNS]);
+        self.seen.clear();
+        self.seen.resize(count, Seen::NOTHING);
     }
+}
+
+/// Some keys with their values.
+struct Block<'a> {
+    /// (tiles of keys, head dim, 16)
+    keys: &'a [[f32; COLUMNS]],
+    /// (tiles of the head, held, 16)
+    values: &'a [[f32; COLUMNS]],
+    /// Keys that any query sees.
+    count: usize,
+    /// Keys.
+    held: usize,
+}
+
+/// `0..count` in parts of like size.
+fn panels(count: usize) -> impl Iterator<Item = Range<usize>> {
+    let panels = count.div_ceil(PANEL_QUERIES);
+    (0..panels).map(move |panel| panel * count / panels..(panel + 1) * count / panels)
 }
 
 fn grow<T: Copy>(scratch: &mut Vec<T>, len: usize, value: T) {

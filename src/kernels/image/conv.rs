@@ -5,8 +5,10 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::elementwise::{add, add_per_row};
-use super::product::{Geometry, PackedWeight, multiply_tensor};
+use super::finish::{Addends, multiply_tensor};
+use super::product::{Geometry, PackedWeight};
 use super::stock;
+use super::winograd::WinogradWeight;
 use crate::kernels::tensor_data::is_on_cpu;
 
 /// How the kernel moves over the picture.
@@ -48,10 +50,15 @@ pub struct Conv2d {
     dims: (usize, usize, usize, usize),
 }
 
+/// Channels below which transforming pixels takes longer than multiplying them.
+const MIN_WINOGRAD_CHANNELS: usize = 16;
+
 #[derive(Debug, Clone)]
 enum Weight {
     /// On the CPU.
     Packed(Arc<PackedWeight>),
+    /// On the CPU, 3 x 3 pixel by pixel.
+    Winograd(Arc<WinogradWeight>),
     /// As it came, on another device.
     Stock(Tensor),
 }
@@ -84,7 +91,15 @@ impl Conv2d {
             true => {
                 let (out, channels, height, width) = dims;
                 let flat = weight.reshape((out, channels, height * width))?;
-                Weight::Packed(Arc::new(PackedWeight::pack(&flat)?))
+                if (height, width) == (3, 3)
+                    && options.stride == 1
+                    && options.padding == Padding::Same(1)
+                    && out.min(channels) >= MIN_WINOGRAD_CHANNELS
+                {
+                    Weight::Winograd(Arc::new(WinogradWeight::pack(&flat)?))
+                } else {
+                    Weight::Packed(Arc::new(PackedWeight::pack(&flat)?))
+                }
             }
             false => Weight::Stock(weight),
         };
@@ -155,22 +170,29 @@ impl Conv2d {
                 bias.dims()
             );
         }
+        let geometry = Geometry {
+            kernel_width: self.dims.3,
+            stride: self.options.stride,
+            before: self.options.padding.amounts().0,
+            height,
+            width,
+            out_height,
+            out_width,
+        };
+        let bias = self.bias.as_ref();
         match &self.weight {
             Weight::Packed(weight) => {
-                let geometry = Geometry {
-                    kernel_width: self.dims.3,
-                    stride: self.options.stride,
-                    before: self.options.padding.amounts().0,
-                    height,
-                    width,
-                    out_height,
-                    out_width,
-                };
-                let bias = self.bias.as_ref();
-                multiply_tensor(weight, x, &geometry, bias, per_row, residual, &shape)
+                let multiply =
+                    |x: &[f32], addends: &Addends<'_>| weight.multiply(x, &geometry, addends);
+                multiply_tensor(multiply, x, bias, per_row, residual, &shape)
+            }
+            Weight::Winograd(weight) => {
+                let multiply =
+                    |x: &[f32], addends: &Addends<'_>| weight.multiply(x, height, width, addends);
+                multiply_tensor(multiply, x, bias, per_row, residual, &shape)
             }
             Weight::Stock(weight) => {
-                let mut y = stock::conv2d(x, weight, self.bias.as_ref(), self.options)?;
+                let mut y = stock::conv2d(x, weight, bias, self.options)?;
                 if let Some(bias) = per_row {
                     y = add_per_row(&y, bias)?;
                 }

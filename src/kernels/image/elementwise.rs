@@ -4,6 +4,7 @@ use candle_core::{D, Device, Result, Tensor, bail};
 
 use crate::kernels::isa::per_isa;
 use crate::kernels::math::{exp, sigmoid};
+use crate::kernels::pages::zeroed;
 use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 use crate::kernels::threads;
 
@@ -52,7 +53,7 @@ pub fn add_per_row(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     }
     let row_elements = x.elem_count() / rows;
     let chunk = (TASK_ELEMENTS / channels).max(1) * channels;
-    let mut output = vec![0f32; x.elem_count()];
+    let mut output = zeroed(x.elem_count());
     with_slice::<f32, _>(x, |x| {
         with_slice::<f32, _>(bias, |bias| {
             threads::for_each_chunk(&mut output, chunk, |task, output| {
@@ -123,7 +124,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if let Some(last) = shape.last_mut() {
         *last = width;
     }
-    let mut output = vec![0f32; x.elem_count() / 2];
+    let mut output = zeroed(x.elem_count() / 2);
     let chunk = (TASK_ELEMENTS / width).max(1) * width;
     with_slice::<f32, _>(x, |x| {
         threads::for_each_chunk(&mut output, chunk, |task, output| {
@@ -137,7 +138,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 
 /// A CPU tensor of the same shape, filled by `fill(start, input, output)` in chunks.
 fn map(x: &Tensor, fill: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> Result<Tensor> {
-    let mut output = vec![0f32; x.elem_count()];
+    let mut output = zeroed(x.elem_count());
     with_slice::<f32, _>(x, |x| {
         threads::for_each_chunk(&mut output, TASK_ELEMENTS, |task, output| {
             let start = task * TASK_ELEMENTS;
@@ -212,7 +213,7 @@ fn geglu_body(x: &[f32], width: usize, output: &mut [f32]) {
 
 /// The chance that a normal number is below x, within 2e-7: Abramowitz and Stegun 7.1.26 for the tail.
 #[inline(always)]
-fn normal_cdf(x: f32) -> f32 {
+pub(super) fn normal_cdf(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / 0.327_591_1f32.mul_add(z, 1.0);
     let mut sum = 1.061_405_4f32;

@@ -5,6 +5,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 use super::stock;
 use crate::kernels::isa::per_isa;
 use crate::kernels::math::sigmoid;
+use crate::kernels::pages::zeroed;
 use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 use crate::kernels::threads;
 
@@ -77,7 +78,7 @@ impl GroupNorm {
             return Ok(x.clone());
         }
         let (weight, bias) = (self.weight.to_vec1::<f32>()?, self.bias.to_vec1::<f32>()?);
-        let mut output = vec![0f32; x.elem_count()];
+        let mut output = zeroed(x.elem_count());
         with_slice::<f32, _>(x, |x| {
             let affine = self.row_affines(x, row_elements, &weight, &bias);
             let chunk = PIXELS_PER_TASK * channels;

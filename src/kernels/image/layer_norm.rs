@@ -5,6 +5,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 use super::stock;
 use crate::kernels::isa::per_isa;
 use crate::kernels::math::sum_lanes;
+use crate::kernels::pages::zeroed;
 use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 use crate::kernels::threads;
 
@@ -55,7 +56,7 @@ impl LayerNorm {
         if !is_on_cpu(x) {
             return stock::layer_norm(x, &self.weight, self.bias.as_ref(), self.eps);
         }
-        let mut output = vec![0f32; x.elem_count()];
+        let mut output = zeroed(x.elem_count());
         let chunk = (TASK_ELEMENTS / channels.max(1)).max(1) * channels.max(1);
         let bias = match &self.bias {
             Some(bias) => bias.to_vec1::<f32>()?,

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 
-use super::product::{Geometry, PackedWeight, multiply_tensor};
+use super::elementwise::geglu;
+use super::finish::{multiply_tensor, with_optional};
+use super::panel::COLUMNS;
+use super::product::{Geometry, PackedWeight};
 use crate::kernels::reference;
-use crate::kernels::tensor_data::is_on_cpu;
+use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 
 /// `y = x Wᵀ + b` over the last dimension.
 ///
@@ -95,7 +98,7 @@ impl Linear {
         self.apply(x, Some(residual))
     }
 
-    fn apply(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    fn output_shape(&self, x: &Tensor) -> Result<Vec<usize>> {
         if x.dim(D::Minus1)? != self.inputs || x.elem_count() == 0 {
             bail!(
                 "the input has shape {:?}, the weight takes {} columns",
@@ -107,6 +110,11 @@ impl Linear {
         if let Some(last) = shape.last_mut() {
             *last = self.out;
         }
+        Ok(shape)
+    }
+
+    fn apply(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        let shape = self.output_shape(x)?;
         if let Some(residual) = residual
             && residual.dims() != shape
         {
@@ -118,9 +126,8 @@ impl Linear {
         let rows = x.elem_count() / self.inputs;
         match &self.weight {
             Weight::Packed(weight) => multiply_tensor(
-                weight,
+                |x, addends| weight.multiply(x, &Geometry::rows(rows), addends),
                 x,
-                &Geometry::rows(rows),
                 self.bias.as_ref(),
                 None,
                 residual,
@@ -139,6 +146,67 @@ impl Linear {
                 }
             }
         }
+    }
+}
+
+/// A linear layer with GEGLU behind it: `value * gelu_erf(gate)`, of which each tile is finished while it is at hand.
+#[derive(Debug, Clone)]
+pub struct Geglu {
+    layer: Linear,
+    /// Whether tiles of values and of gates take turns.
+    in_turns: bool,
+}
+
+impl Geglu {
+    /// weight: (2 out, in) f32, f16 or bf16, bias: (2 out,), the values' before the gates'.
+    ///
+    /// # Errors
+    /// When the weight has an odd number of rows, or as [`Linear::dense`].
+    pub fn dense(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let (both, _) = weight.dims2()?;
+        if both % 2 != 0 {
+            bail!("geglu takes values and gates, not {both} rows");
+        }
+        let width = both / 2;
+        let in_turns = is_on_cpu(&weight) && width.is_multiple_of(COLUMNS);
+        let layer = if in_turns {
+            let order: Vec<u32> = (0..both)
+                .map(|row| {
+                    let (pair, rest) = (row / (2 * COLUMNS), row % (2 * COLUMNS));
+                    let from = match rest < COLUMNS {
+                        true => pair * COLUMNS + rest,
+                        false => width + pair * COLUMNS + rest - COLUMNS,
+                    };
+                    from as u32
+                })
+                .collect();
+            let order = Tensor::new(order, weight.device())?;
+            let bias = bias.map(|bias| bias.index_select(&order, 0)).transpose()?;
+            Linear::dense(weight.index_select(&order, 0)?, bias)?
+        } else {
+            Linear::dense(weight, bias)?
+        };
+        Ok(Self { layer, in_turns })
+    }
+
+    /// x: (.., in) -> (.., out), of the same dtype.
+    ///
+    /// # Errors
+    /// When `x` has other columns, or on the CPU is not f32.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (true, Weight::Packed(weight)) = (self.in_turns, &self.layer.weight) else {
+            return geglu(&self.layer.forward(x)?);
+        };
+        let mut shape = self.layer.output_shape(x)?;
+        if let Some(last) = shape.last_mut() {
+            *last /= 2;
+        }
+        let output = with_slice::<f32, _>(x, |x| {
+            with_optional(self.layer.bias.as_ref(), |bias| {
+                Ok(weight.multiply_geglu(x, bias))
+            })
+        })?;
+        Tensor::from_vec(output, shape, &Device::Cpu)
     }
 }
 
@@ -186,6 +254,23 @@ mod tests {
                 assert_eq!(alone, output[rows * out..2 * rows * out]);
             }
         }
+    }
+
+    #[test]
+    fn geglu_equals_its_two_steps() {
+        for (width, inputs, rows) in [(16, 7, 3), (48, 33, 30), (20, 16, 5)] {
+            let (weight, bias) = (tensor(&[2 * width, inputs], 1), tensor(&[2 * width], 2));
+            let x = tensor(&[2, rows, inputs], 3);
+            let layer = Linear::dense(weight.clone(), Some(bias.clone())).unwrap();
+            let expected = geglu(&layer.forward(&x).unwrap()).unwrap();
+            let fused = Geglu::dense(weight, Some(bias)).unwrap();
+            let forward = || bits(&values(&fused.forward(&x).unwrap()));
+            assert_eq!(fused.forward(&x).unwrap().dims(), expected.dims());
+            for forced in Isa::for_each(forward) {
+                assert_eq!(forced, bits(&values(&expected)), "{width} {inputs}");
+            }
+        }
+        assert!(Geglu::dense(tensor(&[3, 4], 1), None).is_err());
     }
 
     #[test]

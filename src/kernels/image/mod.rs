@@ -10,6 +10,7 @@
 mod attention;
 mod conv;
 mod elementwise;
+mod finish;
 mod group_norm;
 mod layer_norm;
 mod linear;
@@ -18,15 +19,17 @@ mod product;
 mod resample;
 mod softmax;
 pub mod stock;
+mod tasks;
 #[cfg(test)]
 mod test_tensors;
+mod winograd;
 
 pub use attention::{Mask, attention};
 pub use conv::{Conv2d, ConvOptions, Padding};
 pub use elementwise::{add, add_per_row, geglu, gelu_erf, quick_gelu, silu};
 pub use group_norm::GroupNorm;
 pub use layer_norm::LayerNorm;
-pub use linear::Linear;
+pub use linear::{Geglu, Linear};
 pub use resample::{concat_channels, upsample_nearest, upsample_nearest_2x};
 
 use candle_core::{Result, Tensor};

@@ -9,13 +9,13 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
+use super::finish::{Addends, Place, store, store_geglu};
 use super::panel::{Begin, COLUMNS, PIXEL_STRIDE, SEGMENT_INPUTS, Segment, multiply};
-use crate::kernels::isa::per_isa;
+use super::tasks::Tasks;
 use crate::kernels::lines::{Lines, bytes_mut, floats};
 use crate::kernels::shared_output::{SharedOutput, filled};
-use crate::kernels::simd::Vector;
 use crate::kernels::tensor_data::with_slice;
 use crate::kernels::threads;
 
@@ -25,9 +25,6 @@ const PASS_SEGMENTS: usize = 9;
 const TASK_PIXELS: usize = 126;
 /// The most tiles of a task, for the same reason.
 const TASK_TILES: usize = 32;
-/// Tasks per thread, where there is so much work.
-const TASKS_PER_THREAD: usize = 8;
-
 /// The shape of a convolution: how outputs and inputs lie.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Geometry {
@@ -57,17 +54,6 @@ impl Geometry {
             out_width: 1,
         }
     }
-}
-
-/// What is added to a product, in this order.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Addends<'a> {
-    /// (out,)
-    pub bias: Option<&'a [f32]>,
-    /// (rows, out)
-    pub per_row: Option<&'a [f32]>,
-    /// (pixels, out)
-    pub residual: Option<&'a [f32]>,
 }
 
 /// A weight of shape (out, places of the kernel, in), packed: per pass (tiles, inputs, 16).
@@ -182,17 +168,50 @@ impl PackedWeight {
                 && [0, pixels * self.out].contains(&lens(addends.residual)),
             "addends fit"
         );
+        self.run(x, geometry, Finish::Add(addends), pixels, self.out)
+    }
+
+    /// x: (rows, in) -> (rows, out / 2), `value * gelu_erf(gate)`, where the tiles of values and of gates take turns.
+    pub(super) fn multiply_geglu(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let rows = x.len() / self.channels;
+        // What the reads and the writes rely on.
+        assert!(
+            x.len() == rows * self.channels
+                && self.out.is_multiple_of(2 * COLUMNS)
+                && bias.is_none_or(|bias| bias.len() == self.out),
+            "whole rows, whole tiles"
+        );
+        let geometry = Geometry::rows(rows);
+        self.run(x, &geometry, Finish::Geglu(bias), rows, self.out / 2)
+    }
+
+    fn run(
+        &self,
+        x: &[f32],
+        geometry: &Geometry,
+        finish: Finish<'_>,
+        pixels: usize,
+        columns: usize,
+    ) -> Vec<f32> {
         let walk = Walk {
             weight: self,
             x,
             geometry,
-            addends,
+            finish,
             pixels,
         };
         // SAFETY: the tasks cover all pixels and columns, and each writes all of its own.
-        let mut outputs = unsafe { filled(&[pixels * self.out], |outputs| walk.run(&outputs[0])) };
+        let mut outputs = unsafe { filled(&[pixels * columns], |outputs| walk.run(&outputs[0])) };
         outputs.swap_remove(0)
     }
+}
+
+/// What becomes of the sums.
+#[derive(Clone, Copy)]
+enum Finish<'a> {
+    Add(&'a Addends<'a>),
+    /// With its bias.
+    Geglu(Option<&'a [f32]>),
 }
 
 /// One product's loop.
@@ -200,7 +219,7 @@ struct Walk<'a> {
     weight: &'a PackedWeight,
     x: &'a [f32],
     geometry: &'a Geometry,
-    addends: &'a Addends<'a>,
+    finish: Finish<'a>,
     /// Of the output.
     pixels: usize,
 }
@@ -232,31 +251,9 @@ thread_local! {
 impl Walk<'_> {
     fn run(&self, output: &SharedOutput<'_>) {
         let tiles = self.weight.out.div_ceil(COLUMNS);
-        let pixel_parts = self.pixels.div_ceil(TASK_PIXELS);
-        let wanted = (threads::compute_threads() * TASKS_PER_THREAD).div_ceil(pixel_parts.max(1));
-        // In pairs, which kernels take at once; not so few that gathering takes longer than multiplying.
-        let pairs = tiles.div_ceil(2);
-        let tile_parts = tiles
-            .div_ceil(TASK_TILES)
-            .max(wanted.min(pairs.div_ceil(2)));
-        let inputs: usize = self.weight.passes.iter().map(|pass| pass.inputs).sum();
-        let operations = TASK_PIXELS * inputs * tiles.div_ceil(tile_parts) * COLUMNS;
-        threads::for_each_range(pixel_parts * tile_parts, operations, |tasks| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                for task in tasks {
-                    // The same tiles for all pixels, then the next: they may lie in a cache still.
-                    let (tile_part, pixel_part) = (task / pixel_parts, task % pixel_parts);
-                    let part = |index: usize| 2 * (index * pairs / tile_parts);
-                    let pixels = pixel_part * self.pixels / pixel_parts
-                        ..(pixel_part + 1) * self.pixels / pixel_parts;
-                    self.task(
-                        pixels,
-                        part(tile_part)..part(tile_part + 1).min(tiles),
-                        scratch,
-                        output,
-                    );
-                }
-            });
+        let inputs = self.weight.passes.iter().map(|pass| pass.inputs).sum();
+        Tasks::new(self.pixels, tiles, TASK_PIXELS, TASK_TILES).run(inputs, |pixels, tiles| {
+            SCRATCH.with_borrow_mut(|scratch| self.task(pixels, tiles, scratch, output));
         });
     }
 
@@ -299,17 +296,16 @@ impl Walk<'_> {
                 sums,
             );
         }
-        store(
-            &Place {
-                pixels,
-                tiles,
-                out: self.weight.out,
-                row_pixels: self.geometry.out_height * self.geometry.out_width,
-            },
-            sums,
-            self.addends,
-            output,
-        );
+        let place = Place {
+            pixels,
+            tiles,
+            out: self.weight.out,
+            row_pixels: self.geometry.out_height * self.geometry.out_width,
+        };
+        match self.finish {
+            Finish::Add(addends) => store(&place, sums, addends, output),
+            Finish::Geglu(bias) => store_geglu(&place, sums, bias, output),
+        }
     }
 
     fn find_corners(&self, pixels: Range<usize>, corners: &mut Vec<Corner>) {
@@ -346,117 +342,5 @@ impl Walk<'_> {
                 to[..SEGMENT_INPUTS].fill(0.0);
             }
         }
-    }
-}
-
-/// Which part of the output sums are.
-struct Place {
-    pixels: Range<usize>,
-    tiles: Range<usize>,
-    /// Columns of the output.
-    out: usize,
-    /// Pixels of a row.
-    row_pixels: usize,
-}
-
-per_isa! {
-    /// sums: (tiles, pixels, 16), plus the addends, into the columns that exist.
-    fn store(place: &Place, sums: &[[f32; COLUMNS]], addends: &Addends<'_>, output: &SharedOutput<'_>) = store_body<Vector>;
-}
-
-#[inline(always)]
-fn store_body<V: Vector>(
-    place: &Place,
-    sums: &[[f32; COLUMNS]],
-    addends: &Addends<'_>,
-    output: &SharedOutput<'_>,
-) {
-    let (out, count) = (place.out, place.pixels.len());
-    for (index, pixel) in place.pixels.clone().enumerate() {
-        for (tile_index, tile) in place.tiles.clone().enumerate() {
-            let sum = &sums[tile_index * count + index];
-            let first = tile * COLUMNS;
-            let row = pixel / place.row_pixels * out + first;
-            let at = pixel * out + first;
-            let columns = COLUMNS.min(out - first);
-            if columns == COLUMNS {
-                let mut total = V::load(sum);
-                if let Some(bias) = addends.bias {
-                    total = total.add(load(bias, first));
-                }
-                if let Some(per_row) = addends.per_row {
-                    total = total.add(load(per_row, row));
-                }
-                if let Some(residual) = addends.residual {
-                    total = total.add(load(residual, at));
-                }
-                let mut stored = [0f32; COLUMNS];
-                total.store(&mut stored);
-                output.write_array(at, &stored);
-            } else {
-                let mut total = *sum;
-                let total = &mut total[..columns];
-                for (addend, at) in [
-                    (addends.bias, first),
-                    (addends.per_row, row),
-                    (addends.residual, at),
-                ] {
-                    if let Some(addend) = addend {
-                        for (total, addend) in total.iter_mut().zip(&addend[at..at + columns]) {
-                            *total += addend;
-                        }
-                    }
-                }
-                output.write(at, total);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn load<V: Vector>(from: &[f32], at: usize) -> V {
-    match from[at..].first_chunk() {
-        Some(from) => V::load(from),
-        None => V::splat(0.0),
-    }
-}
-
-/// A product as a tensor.
-///
-/// # Errors
-/// When the tensors are not f32 on the CPU.
-pub(super) fn multiply_tensor(
-    weight: &PackedWeight,
-    x: &Tensor,
-    geometry: &Geometry,
-    bias: Option<&Tensor>,
-    per_row: Option<&Tensor>,
-    residual: Option<&Tensor>,
-    shape: &[usize],
-) -> Result<Tensor> {
-    let output = with_slice::<f32, _>(x, |x| {
-        with_optional(bias, |bias| {
-            with_optional(per_row, |per_row| {
-                with_optional(residual, |residual| {
-                    let addends = Addends {
-                        bias,
-                        per_row,
-                        residual,
-                    };
-                    Ok(weight.multiply(x, geometry, &addends))
-                })
-            })
-        })
-    })?;
-    Tensor::from_vec(output, shape, &Device::Cpu)
-}
-
-fn with_optional<R>(
-    tensor: Option<&Tensor>,
-    body: impl FnOnce(Option<&[f32]>) -> Result<R>,
-) -> Result<R> {
-    match tensor {
-        Some(tensor) => with_slice::<f32, _>(tensor, |values| body(Some(values))),
-        None => body(None),
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{D, Device, Result, Tensor, bail};
 
 use super::stock::{channels_first, channels_last};
+use crate::kernels::pages::zeroed;
 use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 use crate::kernels::threads;
 
@@ -28,7 +29,7 @@ pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tenso
     if !is_on_cpu(x) {
         return channels_last(&channels_first(x)?.upsample_nearest2d(height, width)?);
     }
-    let mut output = vec![0f32; rows * height * width * channels];
+    let mut output = zeroed(rows * height * width * channels);
     with_slice::<f32, _>(x, |x| {
         threads::for_each_chunk(&mut output, width * channels, |line, output| {
             let (row, y) = (line / height, line % height);
@@ -62,7 +63,7 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         return channels_last(&Tensor::cat(&both, 1)?);
     }
     let channels = first + second;
-    let mut output = vec![0f32; rows * height * width * channels];
+    let mut output = zeroed(rows * height * width * channels);
     if output.is_empty() {
         bail!("cannot put no channels behind each other");
     }

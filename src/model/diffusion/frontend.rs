@@ -6,7 +6,7 @@ use super::config::{StableDiffusionConfig, TEXT_FOLDERS};
 use super::prompt::{self, PromptOptions};
 use super::schedule::{NoiseSchedule, ScheduleChoice, ScheduleConfig, ScheduleOptions};
 use super::tokenizer::ClipTokenizer;
-use crate::job::{ImageJob, PromptTokens, ScheduleName};
+use crate::job::{ImageJob, PromptTokens, ScheduleName, SourceImage};
 use crate::model::ModelError;
 use crate::model::image_frontend::ImageFrontend;
 
@@ -112,11 +112,15 @@ impl DiffusionFrontend {
     pub fn noise_schedule(&self, job: &ImageJob) -> Result<NoiseSchedule, String> {
         let tokens = job.width.div_ceil(self.flow.token_pixels) as usize
             * job.height.div_ceil(self.flow.token_pixels) as usize;
+        // Where everything behind the mask is drawn anew, nothing of the picture is meant to shine through:
+        // the row begins at noise alone, as in diffusers.
+        let from_noise = |source: &&SourceImage| source.mask.is_some() && source.strength == 1.0;
+        let source = job.source.as_ref().filter(|source| !from_noise(source));
         let options = ScheduleOptions {
             name: job.schedule,
             karras: job.karras,
             steps: job.steps as usize,
-            strength: job.source.as_ref().map(|source| source.strength),
+            strength: source.map(|source| source.strength),
             eta: job.eta,
             flow_levels: self.flow.levels,
             dynamic_shift: self.schedule.dynamic_shift(tokens),

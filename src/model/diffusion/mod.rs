@@ -117,6 +117,14 @@ impl DiffusionModel {
         }
     }
 
+    /// Waits until the device has done what it was told: for who measures.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn synchronize(&self) -> Result<(), ModelError> {
+        Ok(self.vae.device().synchronize()?)
+    }
+
     /// The same model with noise from elsewhere.
     #[must_use]
     pub fn with_noise(mut self, noise: NoiseSource) -> Self {

@@ -18,6 +18,7 @@ use crate::picture::Picture;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct PreviewMap {
     /// For each channel of the latent, as the network knows it, its part in red, green and blue.
+    #[serde(rename = "matrix")]
     pub weights: Vec<[f32; 3]>,
     /// What is added to each colour.
     #[serde(default)]

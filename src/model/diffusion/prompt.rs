@@ -28,12 +28,10 @@ enum Piece {
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// The product of a place's weights is out of range.
-    #[error("the prompt has a weight of {0}; weights must be -{MAX_WEIGHT} to {MAX_WEIGHT}")]
+    #[error("has a weight of {0}; weights must be -{MAX_WEIGHT} to {MAX_WEIGHT}")]
     Weight(f64),
     /// More text than is allowed.
-    #[error(
-        "the prompt takes {chunks} chunks of {chunk_tokens} tokens; at most {most} are allowed"
-    )]
+    #[error("takes {chunks} chunks of {chunk_tokens} tokens; at most {most} are allowed")]
     TooLong {
         /// Chunks that it would take.
         chunks: usize,
@@ -304,7 +302,7 @@ impl Reader {
         let mut merged: Vec<Piece> = Vec::new();
         for piece in self.pieces {
             if let Piece::Text { weight, .. } = piece
-                && !(weight.abs() <= MAX_WEIGHT)
+                && (weight.is_nan() || weight.abs() > MAX_WEIGHT)
             {
                 return Err(PromptError::Weight(weight));
             }

@@ -62,8 +62,21 @@ impl ScriptedImageModel {
                 0 => Phase::Finish,
                 _ => Phase::Iterate,
             };
-            if planned.phase != phase {
-                return Err(unexpected(planned, &format!("it is in {phase:?}")));
+            let cost = self.cost(&row.job);
+            let work = match phase {
+                Phase::Begin => cost.begin_work,
+                Phase::Iterate => cost.iterate_work,
+                Phase::Finish => cost.finish_work.max(1),
+            };
+            if (planned.phase, planned.work) != (phase, work) {
+                let left = format!("{work} units of {phase:?} come next");
+                return Err(unexpected(planned, &left));
+            }
+            if phase == Phase::Finish && rows.len() > 1 {
+                return Err(unexpected(
+                    planned,
+                    "a picture is decoded in a pass of its own",
+                ));
             }
         }
         match keys.iter().all(|key| *key == keys[0]) {
@@ -74,12 +87,18 @@ impl ScriptedImageModel {
 
     fn duration(&self, rows: &[PlannedRow]) -> Duration {
         let cost = &self.script.cost;
-        let units: u64 = rows
-            .iter()
-            .filter(|row| row.phase != Phase::Begin)
-            .map(|row| u64::from(row.work))
-            .sum();
-        let computed = Duration::from_micros(cost.step_micros + units * cost.iterate_row_micros);
+        let (mut units, mut begin_units) = (0, 0);
+        for row in rows {
+            match row.phase {
+                Phase::Begin => begin_units += u64::from(row.work),
+                Phase::Iterate | Phase::Finish => units += u64::from(row.work),
+            }
+        }
+        let computed = Duration::from_micros(
+            cost.step_micros
+                + units * cost.iterate_row_micros
+                + begin_units * cost.begin_token_micros,
+        );
         match cost.tokens_per_second {
             Some(rate) if units > 0 => computed.max(Duration::from_secs_f64(1.0 / rate)),
             _ => computed,
@@ -104,7 +123,7 @@ impl Model for ScriptedImageModel {
         let image = job.image();
         let script = self.script.image.clone().unwrap_or_default();
         RowCost {
-            begin_work: 1,
+            begin_work: image.forward_rows(),
             max_iterations: image.iterations(),
             iterate_work: script.iterate_work * image.forward_rows(),
             finish_work: script.finish_work,

@@ -21,8 +21,8 @@
 //!
 //! [cost]                   # how long a pass takes, in microseconds
 //! step_micros = 0          # each pass
-//! iterate_row_micros = 0   # and for each row that decodes
-//! begin_token_micros = 0   # and for each prompt token
+//! iterate_row_micros = 0   # and for each row that decodes; each unit, where it draws
+//! begin_token_micros = 0   # and for each prompt token; each prompt, where it draws
 //! tokens_per_second = 50.0 # a pass that decodes lasts at least 1/50 s
 //!
 //! [output]

@@ -5,6 +5,7 @@
 //! into the cache folder in one step, under a lock, so that nobody ever sees half a file. Nothing
 //! here looks into a file: that is the loader's work.
 
+pub mod bundled;
 pub mod cache;
 mod hub;
 mod pip;
@@ -13,6 +14,7 @@ mod reference;
 
 use std::path::{Path, PathBuf};
 
+use self::bundled::BundledModel;
 use self::cache::{CacheFolder, Verdict};
 pub use self::hub::HubSettings;
 pub use self::reference::{HubRepo, ModelRef, UnknownModel};
@@ -101,6 +103,7 @@ pub fn fetch(
 fn fetch_weights(model: &ModelRef, settings: &SourceSettings) -> Result<ModelFiles, SourceError> {
     match model {
         ModelRef::Known(manifest) => fetch_known(manifest, settings).map(ModelFiles::Gguf),
+        ModelRef::Bundled(model) => unpack(model, settings).map(ModelFiles::Folder),
         ModelRef::Gguf(path) => Ok(ModelFiles::Gguf(path.clone())),
         ModelRef::Folder(path) => Ok(ModelFiles::Folder(path.clone())),
         ModelRef::Scripted(path) => Ok(ModelFiles::Scripted(path.clone())),
@@ -113,6 +116,14 @@ fn fetch_weights(model: &ModelRef, settings: &SourceSettings) -> Result<ModelFil
     }
 }
 
+fn unpack(model: &BundledModel, settings: &SourceSettings) -> Result<PathBuf, SourceError> {
+    let folder = &settings.cache_folder;
+    model.unpack(folder).map_err(|source| SourceError::Cache {
+        folder: folder.clone(),
+        source,
+    })
+}
+
 /// With random weights only the shape is needed.
 fn fetch_shape(
     model: &ModelRef,
@@ -121,6 +132,7 @@ fn fetch_shape(
 ) -> Result<ModelFiles, SourceError> {
     let config = match model {
         ModelRef::ConfigJson(path) => path.clone(),
+        ModelRef::Bundled(model) => unpack(model, settings)?.join(MODEL_INDEX),
         // An image model's shape stands in several files, of which this one tells.
         ModelRef::Folder(path) if path.join(MODEL_INDEX).is_file() => path.join(MODEL_INDEX),
         ModelRef::Folder(path) => path.join("config.json"),

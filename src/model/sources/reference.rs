@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::super::diffusion::config::MODEL_INDEX;
 use super::super::manifest::{Catalogue, MAX_NAME_CHARS, Manifest};
+use super::bundled::{BUNDLED, BundledModel};
 
 /// A model, as the user named it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelRef {
+    /// Compiled into the program.
+    Bundled(&'static BundledModel),
     /// By a name that a manifest explains.
     Known(Box<Manifest>),
     /// A GGUF file.
@@ -71,10 +74,15 @@ impl ModelRef {
         if let Some(manifest) = catalogue.get(text) {
             return Ok(ModelRef::Known(Box::new(manifest.clone())));
         }
+        if let Some(model) = BundledModel::find(text) {
+            return Ok(ModelRef::Bundled(model));
+        }
         let path = Path::new(text);
         if !path.exists() {
+            let bundled = BUNDLED.iter().map(|model| model.name.to_owned());
+            let known = catalogue.iter().map(|m| m.name.clone());
             return Err(UnknownModel::Name {
-                known: catalogue.iter().map(|m| m.name.clone()).collect(),
+                known: known.chain(bundled).collect(),
             });
         }
         Self::at(path).ok_or(UnknownModel::Path)
@@ -107,6 +115,7 @@ impl ModelRef {
         };
         let raw = match self {
             ModelRef::Known(manifest) => return manifest.name.clone(),
+            ModelRef::Bundled(model) => return model.name.to_owned(),
             ModelRef::Gguf(path) | ModelRef::Scripted(path) => stem(path),
             ModelRef::Folder(path) => path.canonicalize().ok().as_deref().and_then(whole),
             ModelRef::ConfigJson(path) => match stem(path) {
@@ -142,6 +151,7 @@ impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ModelRef::Known(manifest) => f.write_str(&manifest.name),
+            ModelRef::Bundled(model) => f.write_str(model.name),
             ModelRef::Gguf(path) | ModelRef::Folder(path) | ModelRef::ConfigJson(path) => {
                 write!(f, "{}", path.display())
             }

@@ -57,7 +57,11 @@ pub(crate) struct Goldens(HashMap<String, Tensor>);
 impl Goldens {
     /// Reads `<model>.components.safetensors`.
     pub(crate) fn of(model: &str) -> Self {
-        let path = fixtures().join(format!("{model}.components.safetensors"));
+        Self::at(&fixtures().join(format!("{model}.components.safetensors")))
+    }
+
+    /// Reads a file of goldens.
+    pub(crate) fn at(path: &Path) -> Self {
         Goldens(candle_core::safetensors::load(path, &Device::Cpu).expect("the fixture"))
     }
 

@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use girandole::model::diffusion::config::fields::read_object;
 use girandole::model::diffusion::config::vae::VaeConfig;
+use girandole::model::diffusion::vae::tiny::TinyDecoder;
 use girandole::model::diffusion::vae::{DEFAULT_MEMORY_LIMIT, Vae};
 use girandole::model::diffusion::weights::Weights;
 
 use super::fixture::{
-    Goldens, MODELS, assert_close, bits, config, difference, folder, row, rows, vae, values,
-    weights,
+    Goldens, MODELS, assert_close, bits, config, difference, fixtures, folder, row, rows, vae,
+    values, weights,
 };
 
 /// A latent of this size, repeatable.
@@ -121,7 +122,7 @@ fn a_picture_too_large_for_the_limit_is_cut_into_tiles_that_meet() {
 
 #[test]
 fn names_and_shapes_of_older_files_are_read() {
-    let model = "sd15-tiny";
+    let model = "sdxl-tiny";
     let path = folder(model).join("vae/diffusion_pytorch_model.safetensors");
     let tensors = candle_core::safetensors::load(path, &Device::Cpu).expect("the fixture");
     let renamed: HashMap<String, Tensor> = tensors
@@ -146,7 +147,13 @@ fn names_and_shapes_of_older_files_are_read() {
             (old, tensor)
         })
         .collect();
-    assert!(renamed.keys().any(|name| name.contains("proj_attn")));
+    let ranks = renamed
+        .iter()
+        .filter(|(name, _)| name.ends_with("proj_attn.weight"));
+    assert_eq!(
+        ranks.map(|(_, tensor)| tensor.rank()).collect::<Vec<_>>(),
+        [4, 4]
+    );
     let old = tempfile::tempdir().expect("a folder");
     let path = old.path().join("diffusion_pytorch_model.safetensors");
     candle_core::safetensors::save(&renamed, path).expect("written");
@@ -183,4 +190,17 @@ fn fault_10_shapes_that_do_not_fit_are_errors() {
         assert!(vae.encode(&latent(height, width, 3)).is_err());
     }
     assert!(vae.encode(&latent(8, 8, 4)).is_err());
+}
+
+#[test]
+fn the_small_decoder_equals_diffusers_and_rows_do_not_depend_on_company() {
+    let decoder = TinyDecoder::open(&folder("taesd-tiny"), None, &Device::Cpu).expect("valid");
+    let goldens = Goldens::at(&fixtures().join("taesd-tiny.safetensors"));
+    let latents = goldens.picture("latents");
+    let decoded = decoder.decode(&latents).expect("valid");
+    assert_close(&decoded, &goldens.picture("decoded"), 1e-5, "decoded");
+    let second = decoder.decode(&row(&latents, 1)).expect("valid");
+    assert_eq!(bits(&row(&decoded, 1)), bits(&second));
+    assert!(decoder.decode(&latent(4, 4, 3)).is_err());
+    assert!(decoder.decode(&latent(0, 4, 4)).is_err());
 }

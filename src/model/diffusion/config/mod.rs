@@ -19,11 +19,11 @@ use unet::UNetConfig;
 use vae::VaeConfig;
 
 /// The widest layer that a configuration may claim; real models stay far below.
-const MAX_WIDTH: usize = 1 << 16;
+pub(super) const MAX_WIDTH: usize = 1 << 16;
 /// The most layers of one stack, and residual blocks of one level.
-const MAX_LAYERS: usize = 256;
+pub(super) const MAX_LAYERS: usize = 256;
 /// The most resolution levels.
-const MAX_BLOCKS: usize = 8;
+pub(super) const MAX_BLOCKS: usize = 8;
 
 /// The index of a diffusers folder.
 pub const MODEL_INDEX: &str = "model_index.json";

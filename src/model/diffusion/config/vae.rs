@@ -129,7 +129,7 @@ mod tests {
         for (field, value) in [
             ("block_out_channels", json!([])),
             ("block_out_channels", json!([0, 32])),
-            ("block_out_channels", json!([32; 40])),
+            ("block_out_channels", json!(vec![32; 40])),
             ("block_out_channels", Value::Null),
             ("norm_num_groups", json!(0)),
             ("norm_num_groups", json!(33)),

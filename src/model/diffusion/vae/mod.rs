@@ -3,6 +3,7 @@
 mod blocks;
 pub mod pixels;
 mod tiles;
+pub mod tiny;
 
 use candle_core::{DType, Device, Tensor, bail};
 

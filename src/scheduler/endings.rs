@@ -1,0 +1,57 @@
+//! When will a running picture be there? The same forecast that tells those who wait when they start.
+
+use std::time::Duration;
+
+use super::places::{forecast_newcomer, push_rows};
+use super::{Batching, Scheduler};
+use crate::batch::Slot;
+use crate::time::Time;
+
+/// Of those who have not come yet, so many are reckoned with at most.
+const MAX_NEWCOMERS: usize = 100;
+
+/// When running rows should have ended, decoding included.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Endings {
+    /// By slot, as time from then.
+    after: Vec<Option<Duration>>,
+}
+
+impl Endings {
+    /// How long the row in `slot` still needs, if that can be told.
+    pub fn after(&self, slot: Slot) -> Option<Duration> {
+        *self.after.get(slot.index())?
+    }
+}
+
+impl Scheduler {
+    /// When running rows should have ended, if rows keep coming as they lately did. A sweep over the
+    /// queue and some newcomers, as far as they matter by then: for passes that take milliseconds.
+    pub fn endings(&self, now: Time) -> Endings {
+        let mut forecast = self.new_forecast(now);
+        for waiting in self.waiting.iter() {
+            if !forecast.is_anybody_running() {
+                break;
+            }
+            push_rows(&mut forecast, &self.costs, waiting);
+        }
+        let newcomers = match self.config.batching {
+            Batching::Continuous => MAX_NEWCOMERS,
+            Batching::Dynamic => 0,
+        };
+        for (after, key, cost) in self.arrivals.expected(now).take(newcomers) {
+            forecast.pass_time(after.as_secs_f64());
+            if !forecast.is_anybody_running() {
+                break;
+            }
+            forecast.push(forecast_newcomer(&self.costs, key, cost));
+        }
+        forecast.run_out();
+        let mut after = vec![None; self.running.len()];
+        let slots = self.running_rows_with_slot().map(|(slot, _)| slot);
+        for (slot, end) in slots.zip(forecast.running_ends()) {
+            after[slot.index()] = end;
+        }
+        Endings { after }
+    }
+}
