@@ -15,3 +15,4 @@ mod rows;
 mod schedules;
 mod serving;
 mod smollm2;
+mod tiny_sd;
