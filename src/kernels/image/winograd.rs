@@ -358,7 +358,7 @@ mod tests {
     use crate::kernels::image::test_tensors::{tensor, values};
 
     #[test]
-    fn it_is_almost_as_exact_as_the_sum_itself() {
+    fn it_is_no_less_exact_than_the_direct_sum() {
         let (height, width, channels, out) = (9, 10, 320, 20);
         let weight = tensor(&[out, channels, 9], 1);
         let x = values(&tensor(&[2, height, width, channels], 2));
@@ -397,7 +397,7 @@ mod tests {
         }
         // The numbers are about one; sums of 2880 of their products about 50.
         assert!(
-            worst_direct < 3e-5 && worst_ours < 6e-5,
+            worst_direct < 6e-5 && worst_ours < 3e-5,
             "{worst_direct} {worst_ours}"
         );
     }
