@@ -1,0 +1,121 @@
+//! A flow's network with its text encoders, as the steps drive it.
+
+use candle_core::Tensor;
+
+use super::config::{PATCH, TransformerConfig};
+use super::flux::FluxTransformer;
+use super::sd3::Sd3Transformer;
+use super::text::FlowText;
+use crate::job::{ImageJob, PromptTokens};
+use crate::model::ModelError;
+use crate::model::diffusion::denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
+use crate::model::diffusion::schedule::FlowLevels;
+use crate::model::diffusion::weights::Weights;
+
+/// What a pass is given beside the latents.
+pub(super) struct TransformerInputs<'a> {
+    /// One for each row, of 1000.
+    pub(super) timesteps: &'a [f64],
+    /// One guidance scale for each row. Read by networks that take it.
+    pub(super) guidance: &'a [f64],
+    /// (rows, tokens, c) f32
+    pub(super) context: &'a Tensor,
+    /// (rows, p) f32
+    pub(super) pooled: &'a Tensor,
+}
+
+enum Transformer {
+    Flux(Box<FluxTransformer>),
+    Sd3(Box<Sd3Transformer>),
+}
+
+/// Flux or Stable Diffusion 3.
+pub(super) struct FlowDenoiser {
+    config: TransformerConfig,
+    transformer: Transformer,
+    text: FlowText,
+}
+
+impl FlowDenoiser {
+    /// Builds the network from its weights.
+    ///
+    /// # Errors
+    /// A tensor is missing or misshapen; named.
+    pub(super) fn new(
+        config: &TransformerConfig,
+        weights: &Weights,
+        text: FlowText,
+    ) -> Result<Self, ModelError> {
+        let transformer = match config {
+            TransformerConfig::Flux(flux) => {
+                Transformer::Flux(Box::new(FluxTransformer::new(flux, weights)?))
+            }
+            TransformerConfig::Sd3(sd3) => {
+                Transformer::Sd3(Box::new(Sd3Transformer::new(sd3, weights)?))
+            }
+        };
+        Ok(FlowDenoiser {
+            config: config.clone(),
+            transformer,
+            text,
+        })
+    }
+}
+
+impl Denoiser for FlowDenoiser {
+    fn latent_channels(&self) -> usize {
+        self.config.latent_channels()
+    }
+
+    fn read(
+        &self,
+        _job: &ImageJob,
+        prompt: &[PromptTokens],
+        _side: PromptSide,
+    ) -> Result<Conditioning, ModelError> {
+        self.text.read(prompt)
+    }
+
+    fn predict(&self, x: &Tensor, rows: &[DenoiserRow<'_>]) -> Result<Tensor, ModelError> {
+        if rows.len() != x.dim(0)? {
+            return Err(ModelError::Device(format!(
+                "a pass of {} rows was given latents of shape {:?}",
+                rows.len(),
+                x.dims()
+            )));
+        }
+        let timesteps: Vec<f64> = rows.iter().map(|row| row.timestep).collect();
+        let guidance = rows.iter().map(|row| f64::from(row.job.guidance_scale));
+        let guidance: Vec<f64> = guidance.collect();
+        let contexts: Vec<&Tensor> = rows.iter().map(|row| &row.conditioning.context).collect();
+        let pooled = rows
+            .iter()
+            .map(|row| row.conditioning.pooled.as_ref())
+            .collect::<Option<Vec<&Tensor>>>();
+        let Some(pooled) = pooled else {
+            let what = "a row of a flow has no pooled state of its prompt";
+            return Err(ModelError::Device(what.into()));
+        };
+        let inputs = TransformerInputs {
+            timesteps: &timesteps,
+            guidance: &guidance,
+            context: &Tensor::cat(&contexts, 0)?.contiguous()?,
+            pooled: &Tensor::cat(&pooled, 0)?.contiguous()?,
+        };
+        Ok(match &self.transformer {
+            Transformer::Flux(flux) => flux.forward(x, &inputs)?,
+            Transformer::Sd3(sd3) => sd3.forward(x, &inputs)?,
+        })
+    }
+
+    fn flow_levels(&self) -> FlowLevels {
+        match self.config {
+            TransformerConfig::Flux(_) => FlowLevels::Even,
+            TransformerConfig::Sd3(_) => FlowLevels::Trained,
+        }
+    }
+
+    fn patch(&self) -> usize {
+        PATCH
+    }
+}
