@@ -224,11 +224,12 @@ impl Sd3Transformer {
                 self.config.latent_channels
             );
         }
+        let tokens = pack(x)?;
         let positions = self.positions(height / PATCH, width / PATCH)?;
         let steering = self
             .steering
             .forward(inputs.timesteps, inputs.guidance, inputs.pooled)?;
-        let picture = image::linear(&self.picture_in, &pack(x)?)?;
+        let picture = image::linear(&self.picture_in, &tokens)?;
         let mut picture = picture.broadcast_add(&positions)?.to_dtype(self.dtype)?;
         let context = inputs.context.to_dtype(self.dtype)?;
         let mut text = image::linear(&self.text_in, &context)?;
