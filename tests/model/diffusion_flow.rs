@@ -8,10 +8,12 @@ use candle_core::{D, DType, Device, Tensor};
 use girandole::job::{ImageJob, Previews, PromptTokens, ScheduleName};
 use girandole::model::diffusion::denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
 use girandole::model::diffusion::flow::{
-    FlowConfig, FlowFrontend, TransformerConfig, is_flow_pipeline, load, load_with, scheduler_path,
+    FlowConfig, FlowDenoiser, FlowPrompts, TransformerConfig, is_flow_pipeline,
 };
-use girandole::model::diffusion::prompt::PromptError;
+use girandole::model::diffusion::frontend::{DiffusionFrontend, PromptReader};
+use girandole::model::diffusion::loader::{Guidance, load_assets};
 use girandole::model::diffusion::schedule::{NoiseSchedule, ScheduleConfig, ScheduleOptions};
+use girandole::model::diffusion::stable_diffusion::WeightsFrom;
 use girandole::model::diffusion::vae::{DEFAULT_MEMORY_LIMIT, Vae};
 use girandole::model::diffusion::weights::Weights;
 use serde_json::Value;
@@ -43,16 +45,30 @@ fn config(folder: &Path) -> FlowConfig {
 struct Model {
     config: FlowConfig,
     denoiser: Box<dyn Denoiser>,
-    frontend: FlowFrontend,
+    prompts: FlowPrompts,
+}
+
+fn model_of(
+    folder: &Path,
+    config: FlowConfig,
+    weights: WeightsFrom<'_>,
+    dtype: Option<DType>,
+) -> Model {
+    let prompts = || FlowPrompts::read(folder, &config).expect("tokenizers");
+    let schedule = Value::Object(config.scheduler.clone());
+    let schedule = ScheduleConfig::from_json(&schedule).expect("a scheduler");
+    let frontend = DiffusionFrontend::new(Box::new(prompts()), schedule, config.shape());
+    let frontend = Arc::new(frontend);
+    let denoiser = FlowDenoiser::load(&config, weights, dtype, &Device::Cpu, frontend);
+    Model {
+        denoiser: Box::new(denoiser.expect("weights")),
+        prompts: prompts(),
+        config,
+    }
 }
 
 fn model_in(folder: &Path) -> Model {
-    let config = config(folder);
-    Model {
-        denoiser: load_with(folder, &config, None, None, &Device::Cpu).expect("weights"),
-        frontend: FlowFrontend::load(folder, &config).expect("tokenizers"),
-        config,
-    }
+    model_of(folder, config(folder), WeightsFrom::Folder(folder), None)
 }
 
 fn model(name: &str) -> Model {
@@ -61,7 +77,7 @@ fn model(name: &str) -> Model {
 
 impl Model {
     fn read(&self, prompt: &str) -> Conditioning {
-        let tokens = self.frontend.tokenize(prompt, 1).expect("short enough");
+        let tokens = self.prompts.tokenize(prompt, 1).expect("short enough");
         let read = self.denoiser.read(&job(1.0), &tokens, PromptSide::Positive);
         read.expect("readable")
     }
@@ -74,6 +90,7 @@ fn job(guidance_scale: f32) -> ImageJob {
         images: 1,
         prompt: Arc::from([]),
         negative: None,
+        negative_given: false,
         guidance_scale,
         steps: 4,
         schedule: ScheduleName::FlowMatchEuler,
@@ -169,8 +186,14 @@ fn flows_are_known_by_their_class() {
         let config = FlowConfig::read(&folder).expect(name);
         assert_eq!(config.t5_tokens, 256);
         assert_eq!(config.transformer.latent_channels(), 16);
-        let text = std::fs::read_to_string(scheduler_path(&folder)).expect(name);
-        assert!(ScheduleConfig::from_text(&text).expect(name).is_flow());
+        let assets = load_assets(&folder, None).expect(name);
+        assert_eq!(assets.size_factor, 8, "two latent pixels of four");
+        let (size, steps, guidance) = match name {
+            "flux-tiny" => (512, Some(4), Guidance::Embedded),
+            _ => (32, None, Guidance::Classifier),
+        };
+        assert_eq!((assets.size, assets.steps), ((size, size), steps));
+        assert_eq!(assets.guidance, guidance);
     }
 }
 
@@ -186,10 +209,10 @@ fn prompts_become_the_tokens_of_transformers() {
         };
         let prompts = notes["prompts"].as_array().expect("prompts");
         let prompts: Vec<&str> = prompts.iter().filter_map(Value::as_str).collect();
-        let frontend = FlowFrontend::load(&fixtures().join(name), &config).expect(name);
+        let reader = FlowPrompts::read(&fixtures().join(name), &config).expect(name);
         let clips = config.clips.len();
         for (index, prompt) in prompts[..2].iter().enumerate() {
-            let entries = frontend.tokenize(prompt, 1).expect("short");
+            let entries = reader.tokenize(prompt, 1).expect("short");
             assert_eq!(entries.len(), clips + 1);
             assert_eq!(entries[clips].chunks.len(), 1);
             assert_eq!(
@@ -206,24 +229,14 @@ fn prompts_become_the_tokens_of_transformers() {
             }
         }
         // diffusers cuts it off and says so in its log.
-        let error = frontend.tokenize(prompts[2], 9).expect_err("too long");
-        assert!(
-            matches!(
-                error,
-                PromptError::TooLong {
-                    chunk_tokens: 63,
-                    most: 1,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        let error = reader.tokenize(prompts[2], 9).expect_err("too long");
+        assert!(error.contains("of 63 tokens; at most 1"), "{error}");
         config.t5_tokens = 512;
-        let frontend = FlowFrontend::load(&fixtures().join(name), &config).expect(name);
-        let mut long = frontend.tokenize(prompts[2], 9).expect("fits");
+        let reader = FlowPrompts::read(&fixtures().join(name), &config).expect(name);
+        let long = reader.tokenize(prompts[2], 9).expect("fits");
         assert_eq!(long[clips].chunks[0].tokens[..63], ids("t5.ids", 2)[..63]);
         assert_eq!(long[clips].chunks[0].tokens.len(), 512);
-        let mut short = frontend.tokenize(prompts[0], 9).expect("fits");
+        let mut short = reader.tokenize(prompts[0], 9).expect("fits");
         let chunks = |entries: &[PromptTokens]| -> Vec<usize> {
             entries.iter().map(|entry| entry.chunks.len()).collect()
         };
@@ -231,21 +244,14 @@ fn prompts_become_the_tokens_of_transformers() {
             assert_eq!(chunks(&long), [1, 1]);
         } else {
             assert!(chunks(&long)[0] > 1 && chunks(&long)[0] == chunks(&long)[1]);
-            let error = frontend
-                .tokenize(prompts[2], 1)
-                .expect_err("too long for clip");
-            assert!(
-                matches!(
-                    error,
-                    PromptError::TooLong {
-                        chunk_tokens: 75,
-                        ..
-                    }
-                ),
-                "{error}"
-            );
+            let error = reader.tokenize(prompts[2], 1);
+            let error = error.expect_err("too long for clip");
+            assert!(error.contains("of 75 tokens; at most 1"), "{error}");
         }
-        frontend.pad_alike(&mut short, &mut long);
+        let most = chunks(&long)[0];
+        for (encoder, entry) in short.iter_mut().enumerate() {
+            reader.pad(encoder, entry, most);
+        }
         assert_eq!(chunks(&short), chunks(&long));
     }
 }
@@ -418,7 +424,8 @@ fn weights_in_f16_and_f32_predict_the_same_on_the_cpu() {
     for name in MODELS {
         let goldens = tensors(&format!("{name}.components.safetensors"));
         let folder = fixtures().join(name);
-        let wide = load(&folder, None, Some(DType::F32), &Device::Cpu).expect("weights");
+        let weights = WeightsFrom::Folder(&folder);
+        let wide = model_of(&folder, config(&folder), weights, Some(DType::F32)).denoiser;
         let found = predict_rows(&*wide, &goldens, "8x8", [1.0; 2], &[0, 1]);
         let as_in_file = predict_rows(&*model(name).denoiser, &goldens, "8x8", [1.0; 2], &[0, 1]);
         assert!(bits(&found) == bits(&as_in_file), "{name}");
@@ -430,8 +437,9 @@ fn random_weights_predict_finite_numbers_and_depend_on_the_seed() {
     for name in MODELS {
         let goldens = tensors(&format!("{name}.components.safetensors"));
         let predict = |seed| {
-            let denoiser = load(&fixtures().join(name), Some(seed), None, &Device::Cpu);
-            let denoiser = denoiser.expect("no weights needed");
+            let folder = fixtures().join(name);
+            let config = config(&folder);
+            let denoiser = model_of(&folder, config, WeightsFrom::Seed(seed), None).denoiser;
             values(&predict_rows(
                 &*denoiser,
                 &goldens,
@@ -454,16 +462,9 @@ fn without_t5_stable_diffusion_3_reads_zeros() {
         t5: None,
         ..config(&folder)
     };
-    let without = Model {
-        denoiser: load_with(&folder, &config, None, None, &Device::Cpu).expect("weights"),
-        frontend: FlowFrontend::load(&folder, &config).expect("tokenizers"),
-        config,
-    };
+    let without = model_of(&folder, config, WeightsFrom::Folder(&folder), None);
     let prompt = "a red apple";
-    assert_eq!(
-        without.frontend.tokenize(prompt, 1).expect("short").len(),
-        2
-    );
+    assert_eq!(without.prompts.tokenize(prompt, 1).expect("short").len(), 2);
     let (with, without) = (with.read(prompt), without.read(prompt));
     let part = |x: &Conditioning, start, len| values(&x.context.narrow(1, start, len).expect("in"));
     assert_eq!(part(&with, 0, 77), part(&without, 0, 77));
@@ -473,6 +474,31 @@ fn without_t5_stable_diffusion_3_reads_zeros() {
             .all(|value| *value == 0.0)
     );
     assert!(part(&with, 77, T5_TOKENS).iter().any(|value| *value != 0.0));
+}
+
+#[test]
+fn both_prompts_of_a_job_are_read_equally_long() {
+    let model = model("sd3-tiny");
+    let config = FlowConfig {
+        t5_tokens: 512,
+        ..model.config
+    };
+    let folder = fixtures().join("sd3-tiny");
+    let model = model_of(&folder, config, WeightsFrom::Folder(&folder), None);
+    let long = "a red apple on a white table, ".repeat(12);
+    let mut job = job(7.0);
+    job.prompt = model.prompts.tokenize(&long, 9).expect("fits").into();
+    let negative: Arc<[PromptTokens]> = model.prompts.tokenize("", 9).expect("fits").into();
+    job.negative = Some(Arc::clone(&negative));
+    let read = |prompt: &[PromptTokens], side| {
+        let found = model.denoiser.read(&job, prompt, side).expect("readable");
+        found.context.dims().to_vec()
+    };
+    let positive = read(&job.prompt, PromptSide::Positive);
+    assert_eq!(positive, read(&negative, PromptSide::Negative));
+    let chunks = job.prompt[0].chunks.len();
+    assert!(chunks > 1);
+    assert_eq!(positive, [1, 77 * chunks + 512, 64]);
 }
 
 #[test]

@@ -9,16 +9,14 @@ use crate::model::ModelError;
 use crate::model::diffusion::config::clip::ClipConfig;
 use crate::model::diffusion::config::fields::{Fields, read_object};
 use crate::model::diffusion::config::vae::VaeConfig;
-use crate::model::diffusion::config::{MODEL_INDEX, ModelIndex};
+use crate::model::diffusion::config::{MAX_LAYERS, MAX_WIDTH, MODEL_INDEX, ModelIndex};
+use crate::model::diffusion::frontend::FlowShape;
+use crate::model::diffusion::schedule::FlowLevels;
 
 /// Edge of the square of latent pixels that is one token.
 pub(super) const PATCH: usize = 2;
 /// The most channels of a latent that a configuration may claim.
 const MAX_LATENT_CHANNELS: usize = 256;
-/// The widest layer that a configuration may claim.
-pub(super) const MAX_WIDTH: usize = 1 << 16;
-/// The most layers of one stack.
-pub(super) const MAX_LAYERS: usize = 256;
 /// The most positions along an edge of SD3's table.
 const MAX_POSITION_EDGE: usize = 1 << 10;
 /// Axes of a Flux token's position: one that is always 0, row, column.
@@ -27,6 +25,10 @@ pub(super) const AXES: usize = 3;
 const SHORT_T5_TOKENS: usize = 256;
 /// Tokens that T5 reads for Flux-dev.
 const LONG_T5_TOKENS: usize = 512;
+/// Edge of the latents that models were made for which do not say so.
+const SAMPLE_SIZE: usize = 128;
+/// Steps that the makers of Flux-schnell advise.
+const DISTILLED_STEPS: u32 = 4;
 
 const FLUX_PIPELINES: [&str; 3] = ["FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"];
 const SD3_PIPELINES: [&str; 3] = [
@@ -93,6 +95,8 @@ pub struct Sd3Config {
     pub dual_layers: Vec<usize>,
     /// Queries and keys are normalised (3.5).
     pub qk_norm: bool,
+    /// Edge of the latents that it was made for.
+    pub sample_size: usize,
 }
 
 /// A flow-matching model's shape.
@@ -187,6 +191,7 @@ impl Sd3Config {
                 false => Vec::new(),
             },
             qk_norm: fields.text("qk_norm")?.is_some(),
+            sample_size: fields.count("sample_size", SAMPLE_SIZE, 1..=MAX_WIDTH)?,
         };
         check_width(&fields, config.width())?;
         let width = config.width();
@@ -301,6 +306,44 @@ impl FlowConfig {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// What its schedule depends on.
+    pub fn shape(&self) -> FlowShape {
+        FlowShape {
+            levels: match self.transformer {
+                TransformerConfig::Flux(_) => FlowLevels::Even,
+                TransformerConfig::Sd3(_) => FlowLevels::Trained,
+            },
+            token_pixels: u32::try_from(self.token_pixels()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Pixels of one token along an edge, of which width and height are multiples.
+    pub fn token_pixels(&self) -> usize {
+        PATCH * self.vae.factor()
+    }
+
+    /// Width and height that the model was made for, in pixels.
+    pub fn sample_pixels(&self) -> usize {
+        let latent = match &self.transformer {
+            TransformerConfig::Flux(_) => SAMPLE_SIZE,
+            TransformerConfig::Sd3(sd3) => sd3.sample_size,
+        };
+        latent * self.vae.factor()
+    }
+
+    /// It predicts once for each step: its guidance was distilled into it.
+    pub fn is_distilled(&self) -> bool {
+        matches!(self.transformer, TransformerConfig::Flux(_))
+    }
+
+    /// Steps that its makers advise, where they are few.
+    pub fn steps(&self) -> Option<u32> {
+        match &self.transformer {
+            TransformerConfig::Flux(flux) if !flux.guidance => Some(DISTILLED_STEPS),
+            _ => None,
+        }
     }
 
     /// Whether the components fit each other.

@@ -12,6 +12,7 @@ use super::config::{FlowConfig, TransformerConfig};
 use crate::job::{PromptChunk, PromptTokens};
 use crate::model::ModelError;
 use crate::model::diffusion::config::fields::read_object;
+use crate::model::diffusion::frontend::PromptReader;
 use crate::model::diffusion::prompt::{PromptError, PromptOptions, pad_to_chunks, tokenize};
 use crate::model::diffusion::tokenizer::ClipTokenizer;
 
@@ -21,7 +22,7 @@ const END: &str = "</s>";
 const PAD: &str = "<pad>";
 
 /// The tokenizers of a flow.
-pub struct FlowFrontend {
+pub struct FlowPrompts {
     clips: Vec<(ClipTokenizer, usize)>,
     t5: Option<T5Tokenizer>,
     t5_tokens: usize,
@@ -29,12 +30,12 @@ pub struct FlowFrontend {
     one_clip_chunk: bool,
 }
 
-impl FlowFrontend {
+impl FlowPrompts {
     /// From the tokenizers of a diffusers folder.
     ///
     /// # Errors
     /// Names the file that is missing or broken.
-    pub fn load(folder: &Path, config: &FlowConfig) -> Result<Self, ModelError> {
+    pub fn read(folder: &Path, config: &FlowConfig) -> Result<Self, ModelError> {
         let (clip_folders, (_, t5_folder)) = config.transformer.text_folders();
         let clips = clip_folders
             .iter()
@@ -44,7 +45,7 @@ impl FlowFrontend {
                 Ok((tokenizer, clip.positions))
             })
             .collect::<Result<_, ModelError>>()?;
-        Ok(FlowFrontend {
+        Ok(FlowPrompts {
             clips,
             t5: match config.t5 {
                 Some(_) => Some(T5Tokenizer::from_folder(&folder.join(t5_folder))?),
@@ -55,18 +56,8 @@ impl FlowFrontend {
         })
     }
 
-    /// One entry for each CLIP, and one for T5 if the model has it: a chunk of [`FlowConfig::t5_tokens`].
-    ///
-    /// Flux's CLIP reads only the first 75 tokens of a prompt, T5 all of it; SD3's CLIPs read up to `max_chunks`
-    /// chunks (at least 1), all with as many.
-    ///
-    /// # Errors
-    /// The prompt is too long, for T5 by its number of tokens.
-    pub fn tokenize(
-        &self,
-        prompt: &str,
-        max_chunks: usize,
-    ) -> Result<Vec<PromptTokens>, PromptError> {
+    /// See [`PromptReader::tokenize`].
+    fn entries(&self, prompt: &str, max_chunks: usize) -> Result<Vec<PromptTokens>, PromptError> {
         // T5 first: it is the one that bounds a prompt's length.
         let words = match &self.t5 {
             Some(t5) => Some(t5.tokenize(prompt, self.t5_tokens)?),
@@ -89,25 +80,30 @@ impl FlowFrontend {
             entries.push(entry);
         }
         let longest = entries.iter().map(|entry| entry.chunks.len()).max();
-        self.pad_clips(&mut entries, longest.unwrap_or(1));
+        for (encoder, entry) in entries.iter_mut().enumerate() {
+            self.pad(encoder, entry, longest.unwrap_or(1));
+        }
         entries.extend(words);
         Ok(entries)
     }
+}
 
-    /// Makes two prompts of [`tokenize`](Self::tokenize) equally long, so that they can share a pass.
-    pub fn pad_alike(&self, first: &mut [PromptTokens], second: &mut [PromptTokens]) {
-        let both = first.iter().chain(second.iter());
-        let longest = both
-            .map(|entry| entry.chunks.len())
-            .max()
-            .unwrap_or_default();
-        self.pad_clips(first, longest);
-        self.pad_clips(second, longest);
+impl PromptReader for FlowPrompts {
+    /// One entry for each CLIP, and one for T5 if the model has it: a chunk of [`FlowConfig::t5_tokens`].
+    ///
+    /// Flux's CLIP reads only the first 75 tokens of a prompt, T5 all of it; SD3's CLIPs read up to `max_chunks`
+    /// chunks (at least 1), all with as many.
+    fn tokenize(&self, prompt: &str, max_chunks: usize) -> Result<Vec<PromptTokens>, String> {
+        let entries = self.entries(prompt, max_chunks);
+        entries.map_err(|error| error.to_string())
     }
 
-    fn pad_clips(&self, entries: &mut [PromptTokens], chunks: usize) {
-        for (entry, (tokenizer, positions)) in entries.iter_mut().zip(&self.clips) {
-            pad_to_chunks(entry, chunks, tokenizer, *positions);
+    fn pad(&self, encoder: usize, prompt: &mut PromptTokens, chunks: usize) {
+        // T5's one chunk is always full.
+        if let Some((tokenizer, positions)) = self.clips.get(encoder)
+            && !self.one_clip_chunk
+        {
+            pad_to_chunks(prompt, chunks, tokenizer, *positions);
         }
     }
 }

@@ -10,13 +10,13 @@
 use candle_core::{D, DType, Device, Tensor, bail};
 use serde_json::{Map, Value, json};
 
-use super::config::{MAX_LAYERS, MAX_WIDTH};
 use crate::kernels::activation::gelu_tanh_mul;
 use crate::kernels::embedding::Embedding;
 use crate::kernels::linear::{self, Linear};
 use crate::kernels::norm::rms_norm;
 use crate::model::ModelError;
 use crate::model::diffusion::config::fields::Fields;
+use crate::model::diffusion::config::{MAX_LAYERS, MAX_WIDTH};
 use crate::model::diffusion::layers::linear_no_bias;
 use crate::model::diffusion::weights::{Scope, Weights};
 

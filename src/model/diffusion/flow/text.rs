@@ -1,16 +1,14 @@
 //! What flows read of a prompt: CLIP's view of it as a whole, and T5's of its words.
 
-use std::path::Path;
-
 use candle_core::{DType, Device, Tensor};
 
 use super::config::{FlowConfig, TransformerConfig};
 use super::t5::T5Encoder;
-use super::{Origin, open};
 use crate::job::{PromptChunk, PromptTokens};
 use crate::model::ModelError;
 use crate::model::diffusion::clip::ClipText;
 use crate::model::diffusion::denoiser::Conditioning;
+use crate::model::diffusion::stable_diffusion::WeightsFrom;
 
 /// The text encoders of a flow.
 pub(super) struct FlowText {
@@ -24,23 +22,27 @@ pub(super) struct FlowText {
 }
 
 impl FlowText {
-    /// Builds the encoders of a diffusers folder.
+    /// Loads the encoders.
     ///
     /// # Errors
     /// A tensor is missing or misshapen; named.
     pub(super) fn load(
-        folder: &Path,
         config: &FlowConfig,
-        origin: &Origin<'_>,
+        weights: WeightsFrom<'_>,
+        dtype: Option<DType>,
+        device: &Device,
     ) -> Result<Self, ModelError> {
         let (clip_folders, (t5_folder, _)) = config.transformer.text_folders();
         let clips = clip_folders
             .iter()
             .zip(&config.clips)
-            .map(|((name, _), clip)| ClipText::new(clip, &open(folder, name, origin)?))
+            .map(|((name, _), clip)| ClipText::new(clip, &weights.component(name, dtype, device)?))
             .collect::<Result<_, _>>()?;
         let t5 = match &config.t5 {
-            Some(t5) => Some(T5Encoder::new(t5, &open(folder, t5_folder, origin)?)?),
+            Some(t5) => {
+                let weights = weights.component(t5_folder, dtype, device)?;
+                Some(T5Encoder::new(t5, &weights)?)
+            }
             None => None,
         };
         let (clip_context, context_dim) = match &config.transformer {
@@ -53,11 +55,11 @@ impl FlowText {
             t5_tokens: config.t5_tokens,
             clip_context,
             context_dim,
-            device: origin.device.clone(),
+            device: device.clone(),
         })
     }
 
-    /// Reads a prompt as [`FlowFrontend`](super::FlowFrontend) cuts it: an entry for each CLIP, and one for T5.
+    /// Reads a prompt as [`FlowPrompts`](super::FlowPrompts) cuts it: an entry for each CLIP, and one for T5.
     ///
     /// # Errors
     /// Another number of entries, CLIPs with different numbers of chunks, an unknown token, or the device fails.

@@ -1,16 +1,19 @@
 //! A flow's network with its text encoders, as the steps drive it.
 
-use candle_core::Tensor;
+use std::sync::Arc;
 
-use super::config::{PATCH, TransformerConfig};
+use candle_core::{DType, Device, Tensor};
+
+use super::config::{FlowConfig, PATCH, TransformerConfig};
 use super::flux::FluxTransformer;
 use super::sd3::Sd3Transformer;
 use super::text::FlowText;
 use crate::job::{ImageJob, PromptTokens};
 use crate::model::ModelError;
 use crate::model::diffusion::denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
+use crate::model::diffusion::frontend::DiffusionFrontend;
 use crate::model::diffusion::schedule::FlowLevels;
-use crate::model::diffusion::weights::Weights;
+use crate::model::diffusion::stable_diffusion::WeightsFrom;
 
 /// What a pass is given beside the latents.
 pub(super) struct TransformerInputs<'a> {
@@ -29,51 +32,70 @@ enum Transformer {
     Sd3(Box<Sd3Transformer>),
 }
 
-/// Flux or Stable Diffusion 3.
-pub(super) struct FlowDenoiser {
-    config: TransformerConfig,
+/// Flux or Stable Diffusion 3, with its text encoders.
+pub struct FlowDenoiser {
+    config: FlowConfig,
     transformer: Transformer,
     text: FlowText,
+    frontend: Arc<DiffusionFrontend>,
 }
 
 impl FlowDenoiser {
-    /// Builds the network from its weights.
+    /// Loads the text encoders and the network. Weights are converted to `dtype` if one is given. `frontend` reads
+    /// its prompts with [`FlowPrompts`](super::FlowPrompts).
     ///
     /// # Errors
-    /// A tensor is missing or misshapen; named.
-    pub(super) fn new(
-        config: &TransformerConfig,
-        weights: &Weights,
-        text: FlowText,
+    /// A file or a tensor is missing or misshapen; named.
+    pub fn load(
+        config: &FlowConfig,
+        weights: WeightsFrom<'_>,
+        dtype: Option<DType>,
+        device: &Device,
+        frontend: Arc<DiffusionFrontend>,
     ) -> Result<Self, ModelError> {
-        let transformer = match config {
+        let text = FlowText::load(config, weights, dtype, device)?;
+        let weights = weights.component("transformer", dtype, device)?;
+        let transformer = match &config.transformer {
             TransformerConfig::Flux(flux) => {
-                Transformer::Flux(Box::new(FluxTransformer::new(flux, weights)?))
+                Transformer::Flux(Box::new(FluxTransformer::new(flux, &weights)?))
             }
             TransformerConfig::Sd3(sd3) => {
-                Transformer::Sd3(Box::new(Sd3Transformer::new(sd3, weights)?))
+                Transformer::Sd3(Box::new(Sd3Transformer::new(sd3, &weights)?))
             }
         };
         Ok(FlowDenoiser {
             config: config.clone(),
             transformer,
             text,
+            frontend,
         })
     }
 }
 
 impl Denoiser for FlowDenoiser {
     fn latent_channels(&self) -> usize {
-        self.config.latent_channels()
+        self.config.transformer.latent_channels()
     }
 
     fn read(
         &self,
-        _job: &ImageJob,
+        job: &ImageJob,
         prompt: &[PromptTokens],
         _side: PromptSide,
     ) -> Result<Conditioning, ModelError> {
-        self.text.read(prompt)
+        let sides = [Some(&job.prompt), job.negative.as_ref()];
+        let chunks = sides
+            .into_iter()
+            .flatten()
+            .flat_map(|side| side.iter())
+            .map(|entry| entry.chunks.len())
+            .max()
+            .unwrap_or(1);
+        let mut prompt = prompt.to_vec();
+        for (encoder, entry) in prompt.iter_mut().enumerate() {
+            self.frontend.pad(encoder, entry, chunks);
+        }
+        self.text.read(&prompt)
     }
 
     fn predict(&self, x: &Tensor, rows: &[DenoiserRow<'_>]) -> Result<Tensor, ModelError> {
@@ -109,10 +131,7 @@ impl Denoiser for FlowDenoiser {
     }
 
     fn flow_levels(&self) -> FlowLevels {
-        match self.config {
-            TransformerConfig::Flux(_) => FlowLevels::Even,
-            TransformerConfig::Sd3(_) => FlowLevels::Trained,
-        }
+        self.config.shape().levels
     }
 
     fn patch(&self) -> usize {
