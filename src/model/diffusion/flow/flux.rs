@@ -3,11 +3,13 @@
 
 use candle_core::{DType, Device, Tensor, bail};
 
-use super::config::{AXES, FluxConfig, PATCH};
+use super::config::PATCH;
 use super::layers::{
-    ADDED, HeadShape, MLP_RATIO, Mlp, Modulation, OWN, OutputNorm, Qkv, Steering, TokenOrder,
-    add_gated, attend, gelu_tanh, join, modulate, pack, part, plain_norm, stream_dtype, unpack,
+    ADDED, HeadShape, MLP_RATIO, Mlp, Modulation, OWN, OutputNorm, Qkv, Steering, add_gated,
+    attend, gelu_tanh, join, modulate, part, plain_norm, stream_dtype,
 };
+use super::packing::{TokenOrder, pack, unpack};
+use super::shapes::{AXES, FluxConfig};
 use super::transformer::TransformerInputs;
 use crate::kernels::image::{self, LayerNorm};
 use crate::kernels::linear::Linear;

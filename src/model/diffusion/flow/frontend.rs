@@ -26,8 +26,8 @@ pub struct FlowPrompts {
     clips: Vec<(ClipTokenizer, usize)>,
     t5: Option<T5Tokenizer>,
     t5_tokens: usize,
-    /// Flux: CLIP reads the beginning of a prompt only.
-    one_clip_chunk: bool,
+    /// CLIP reads the beginning of a prompt only, and there is no negative one.
+    is_flux: bool,
 }
 
 impl FlowPrompts {
@@ -52,7 +52,7 @@ impl FlowPrompts {
                 None => None,
             },
             t5_tokens: config.t5_tokens,
-            one_clip_chunk: matches!(config.transformer, TransformerConfig::Flux(_)),
+            is_flux: matches!(config.transformer, TransformerConfig::Flux(_)),
         })
     }
 
@@ -67,14 +67,14 @@ impl FlowPrompts {
         for (tokenizer, positions) in &self.clips {
             let options = PromptOptions {
                 positions: *positions,
-                max_chunks: match self.one_clip_chunk {
+                max_chunks: match self.is_flux {
                     true => usize::MAX,
                     false => max_chunks,
                 },
                 weighted: false,
             };
             let mut entry = tokenize(tokenizer, prompt, options)?;
-            if self.one_clip_chunk {
+            if self.is_flux {
                 entry.chunks.truncate(1);
             }
             entries.push(entry);
@@ -101,10 +101,14 @@ impl PromptReader for FlowPrompts {
     fn pad(&self, encoder: usize, prompt: &mut PromptTokens, chunks: usize) {
         // T5's one chunk is always full.
         if let Some((tokenizer, positions)) = self.clips.get(encoder)
-            && !self.one_clip_chunk
+            && !self.is_flux
         {
             pad_to_chunks(prompt, chunks, tokenizer, *positions);
         }
+    }
+
+    fn takes_negative_prompt(&self) -> bool {
+        !self.is_flux
     }
 }
 

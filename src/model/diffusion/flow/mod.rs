@@ -21,11 +21,14 @@ mod config;
 mod flux;
 mod frontend;
 mod layers;
+mod packing;
 mod sd3;
+mod shapes;
 pub mod t5;
 mod text;
 mod transformer;
 
-pub use config::{FlowConfig, FluxConfig, Sd3Config, TransformerConfig, is_flow_pipeline};
+pub use config::{FlowConfig, TransformerConfig, is_flow_pipeline};
 pub use frontend::FlowPrompts;
+pub use shapes::{FluxConfig, Sd3Config};
 pub use transformer::FlowDenoiser;

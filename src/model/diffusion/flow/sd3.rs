@@ -3,11 +3,13 @@
 
 use candle_core::{DType, Tensor, bail};
 
-use super::config::{PATCH, Sd3Config};
+use super::config::PATCH;
 use super::layers::{
-    ADDED, HeadShape, Mlp, Modulation, OWN, OutputNorm, Qkv, Steering, TokenOrder, add_gated,
-    attend, join, modulate, pack, part, plain_norm, stream_dtype, unpack,
+    ADDED, HeadShape, Mlp, Modulation, OWN, OutputNorm, Qkv, Steering, add_gated, attend, join,
+    modulate, part, plain_norm, stream_dtype,
 };
+use super::packing::{TokenOrder, pack, unpack};
+use super::shapes::Sd3Config;
 use super::transformer::TransformerInputs;
 use crate::kernels::image::{self, LayerNorm};
 use crate::kernels::linear::Linear;
