@@ -137,7 +137,8 @@ impl ImageIntake {
         let (width, height) = self.size(&draft, given.as_ref())?;
         let source = given.map(|given| given.scaled(width, height));
         let prompt = self.tokens("prompt", &draft.prompt)?;
-        let negative = match guidance_scale > 1.0 {
+        let contrasts = self.frontend.takes_negative_prompt();
+        let negative = match guidance_scale > 1.0 && contrasts {
             true => {
                 let text = draft.negative_prompt.as_deref().unwrap_or_default();
                 Some(self.tokens("negative_prompt", text)?)
@@ -149,10 +150,11 @@ impl ImageIntake {
                     .as_ref()
                     .is_some_and(|text| !text.is_empty()) =>
             {
-                return Err(Invalid::value(
-                    "negative_prompt",
-                    format!("needs a {} above 1", names.guidance_scale),
-                ));
+                let message = match contrasts {
+                    true => format!("needs a {} above 1", names.guidance_scale),
+                    false => "is not supported by this model".to_owned(),
+                };
+                return Err(Invalid::value("negative_prompt", message));
             }
             false => None,
         };

@@ -12,6 +12,12 @@ pub trait ImageFrontend: Send + Sync {
     /// It takes more chunks than `max_chunks`.
     fn tokenize(&self, prompt: &str, max_chunks: usize) -> Result<Vec<PromptTokens>, String>;
 
+    /// Whether guidance pushes the picture away from a negative prompt, which takes a second row. If not, the
+    /// scale is an input of the network, or it needs none.
+    fn takes_negative_prompt(&self) -> bool {
+        true
+    }
+
     /// The noise schedule of this name, with whether its levels are spaced as Karras et al. do where the
     /// name says so; the model's own for `None`.
     ///

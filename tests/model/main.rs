@@ -3,6 +3,7 @@
 
 mod company;
 mod decoding;
+mod diffusion_flow;
 mod diffusion_networks;
 mod gguf_files;
 mod goldens;

@@ -20,6 +20,11 @@ pub trait PromptReader: Send + Sync {
 
     /// Puts empty chunks behind `prompt`, which text encoder number `encoder` reads, until it has `chunks`.
     fn pad(&self, encoder: usize, prompt: &mut PromptTokens, chunks: usize);
+
+    /// See [`ImageFrontend::takes_negative_prompt`].
+    fn takes_negative_prompt(&self) -> bool {
+        true
+    }
 }
 
 /// The CLIP tokenizers of Stable Diffusion.
@@ -137,6 +142,10 @@ impl DiffusionFrontend {
 impl ImageFrontend for DiffusionFrontend {
     fn tokenize(&self, prompt: &str, max_chunks: usize) -> Result<Vec<PromptTokens>, String> {
         self.prompts.tokenize(prompt, max_chunks)
+    }
+
+    fn takes_negative_prompt(&self) -> bool {
+        self.prompts.takes_negative_prompt()
     }
 
     fn schedule(&self, name: Option<&str>) -> Result<(ScheduleName, bool), String> {

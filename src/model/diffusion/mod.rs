@@ -9,6 +9,7 @@
 pub mod clip;
 pub mod config;
 pub mod denoiser;
+pub mod flow;
 pub mod frontend;
 mod layers;
 pub mod loader;

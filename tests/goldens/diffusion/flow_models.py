@@ -65,8 +65,9 @@ def sample_call(transformer):
     return call(transformer, latents, torch.tensor([1000.0, 250.0]), states, pooled)
 
 
-def call(transformer, latents, timesteps, states, pooled):
-    """One call with `latents` [n, 16, h, w] and `timesteps` [n] in 0..1000; returns the same shape."""
+def call(transformer, latents, timesteps, states, pooled, guidance=None):
+    """One call with `latents` [n, 16, h, w] and `timesteps` [n] in 0..1000; returns the same shape. Flux-dev takes
+    `guidance` [n]."""
     if isinstance(transformer, SD3Transformer2DModel):
         return transformer(latents, states, pooled, timesteps.to(latents.dtype)).sample
     rows, channels, height, width = latents.shape
@@ -80,6 +81,7 @@ def call(transformer, latents, timesteps, states, pooled):
         encoder_hidden_states=states,
         txt_ids=text_ids,
         img_ids=image_ids,
+        guidance=guidance,
     ).sample
     return FluxPipeline._unpack_latents(found, 4 * height, 4 * width, 4)
 
