@@ -229,6 +229,7 @@ fn prepare_images(
                 steps: config
                     .default_steps
                     .or(advice.map(|model| model.steps))
+                    .or(assets.steps)
                     .unwrap_or(neutral.steps),
                 guidance_scale: config
                     .default_guidance_scale

@@ -31,6 +31,8 @@ pub trait PromptReader: Send + Sync {
 pub struct ClipPrompts {
     /// Each with its encoder's positions.
     tokenizers: Vec<(ClipTokenizer, usize)>,
+    /// The guidance scale is an input of the network (LCM).
+    embedded_guidance: bool,
 }
 
 impl ClipPrompts {
@@ -47,7 +49,10 @@ impl ClipPrompts {
                 Ok((tokenizer, encoder.positions))
             })
             .collect::<Result<_, ModelError>>()?;
-        Ok(ClipPrompts { tokenizers })
+        Ok(ClipPrompts {
+            tokenizers,
+            embedded_guidance: config.unet.time_cond_proj_dim.is_some(),
+        })
     }
 }
 
@@ -64,6 +69,10 @@ impl PromptReader for ClipPrompts {
                 prompt::tokenize(tokenizer, text, options).map_err(|error| error.to_string())
             })
             .collect()
+    }
+
+    fn takes_negative_prompt(&self) -> bool {
+        !self.embedded_guidance
     }
 
     fn pad(&self, encoder: usize, prompt: &mut PromptTokens, chunks: usize) {

@@ -386,17 +386,33 @@ impl Model for DiffusionModel {
                 .filter(move |planned| planned.phase == phase)
                 .map(|planned| planned.slot)
         };
+        // What is wrong with one row's beginning ends it alone.
+        let mut failed: Vec<(Slot, String)> = Vec::new();
         for slot in of_phase(Phase::Begin) {
-            self.begin(slot)?;
+            match self.begin(slot) {
+                Ok(()) => {}
+                Err(error @ ModelError::OutOfMemory(_)) => return Err(error),
+                Err(error) => failed.push((slot, error.to_string())),
+            }
         }
         let iterating: Vec<Slot> = of_phase(Phase::Iterate).collect();
         if !iterating.is_empty() {
             self.denoise(&iterating)?;
         }
         rows.iter()
-            .map(|planned| match planned.phase {
-                Phase::Begin | Phase::Iterate => self.outcome(planned),
-                Phase::Finish => self.finish(planned.slot),
+            .map(|planned| {
+                if let Some((slot, message)) = failed.iter().find(|(slot, _)| *slot == planned.slot)
+                {
+                    return Ok(RowOutcome {
+                        slot: *slot,
+                        emitted: Vec::new(),
+                        next: Next::Fail(message.clone()),
+                    });
+                }
+                match planned.phase {
+                    Phase::Begin | Phase::Iterate => self.outcome(planned),
+                    Phase::Finish => self.finish(planned.slot),
+                }
             })
             .collect()
     }
