@@ -28,21 +28,21 @@ fn full_size_sd15_equals_diffusers() {
     let text = ClipText::new(&config.text_encoders[0], &weights("text_encoder")).expect("valid");
     let output = text.forward(&goldens.ids("text.ids"), 0).expect("valid");
     let expected = goldens.get("text.last");
-    println!("text: {:e}", difference(&output.last, &expected));
+    eprintln!("text: {:e}", difference(&output.last, &expected));
     assert_close(&output.last, &expected, 2e-5, "text");
     drop(text);
 
     let vae = Vae::new(&config.vae, &weights("vae"), DEFAULT_MEMORY_LIMIT).expect("valid");
     let decoded = vae.decode(&goldens.picture("vae.latents")).expect("valid");
     let expected = goldens.picture("vae.decoded");
-    println!("decoded: {:e}", difference(&decoded, &expected));
+    eprintln!("decoded: {:e}", difference(&decoded, &expected));
     assert_close(&decoded, &expected, 2e-5, "decoded");
     let moments = vae
         .encode(&expected.clamp(-1f32, 1f32).expect("small"))
         .expect("valid");
     for (name, found) in [("mean", &moments.mean), ("logvar", &moments.log_variance)] {
         let expected = goldens.picture(&format!("vae.{name}"));
-        println!("{name}: {:e}", difference(found, &expected));
+        eprintln!("{name}: {:e}", difference(found, &expected));
         assert_close(found, &expected, 1e-4, name);
     }
     drop(vae);
@@ -61,7 +61,7 @@ fn full_size_sd15_equals_diffusers() {
         let x = goldens.picture(&format!("unet.{size}.sample"));
         let output = unet.forward(&x, conditions).expect("valid");
         let expected = goldens.picture(&format!("unet.{size}.output"));
-        println!("unet {size}: {:e}", difference(&output, &expected));
+        eprintln!("unet {size}: {:e}", difference(&output, &expected));
         assert_close(&output, &expected, 5e-5, size);
     }
 }
