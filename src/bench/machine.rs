@@ -38,7 +38,7 @@ impl Memory {
     }
 }
 
-/// Of the lines of `status`, such as `VmRSS:	    1234 kB`.
+/// Of the lines of `status`, such as `VmRSS: 1234 kB`.
 fn memory_in(status: &str) -> Option<Memory> {
     let bytes = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
