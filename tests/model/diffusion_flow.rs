@@ -16,6 +16,7 @@ use girandole::model::diffusion::schedule::{NoiseSchedule, ScheduleConfig, Sched
 use girandole::model::diffusion::stable_diffusion::WeightsFrom;
 use girandole::model::diffusion::vae::{DEFAULT_MEMORY_LIMIT, Vae};
 use girandole::model::diffusion::weights::Weights;
+use girandole::model::image_frontend::ImageFrontend;
 use serde_json::Value;
 
 const MODELS: [&str; 2] = ["flux-tiny", "sd3-tiny"];
@@ -194,6 +195,8 @@ fn flows_are_known_by_their_class() {
         };
         assert_eq!((assets.size, assets.steps), ((size, size), steps));
         assert_eq!(assets.guidance, guidance);
+        let contrasts = guidance == Guidance::Classifier;
+        assert_eq!(assets.frontend.takes_negative_prompt(), contrasts);
     }
 }
 
