@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::gate::{Gate, Permit};
 use super::mailbox::{CancelKind, Delivery, Mailbox};
+use super::open_log::OpenLog;
 use super::{EngineConfig, EngineState, Observer, Reject, Snapshot, Submission};
 use crate::job::RequestId;
 use crate::time::{Clock, Time};
@@ -141,9 +142,12 @@ impl EngineHandle {
     pub fn submit(&self, permit: Permit, submission: Submission) -> Result<(), Reject> {
         let shared = self.shared();
         let delivery = Delivery {
-            submission,
+            id: submission.id,
+            job: submission.job,
+            deadline: submission.deadline,
             permit,
             submitted: shared.clock.now(),
+            log: OpenLog::new(submission.log, Arc::clone(&shared.clock)),
         };
         shared
             .mailbox

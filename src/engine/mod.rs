@@ -7,6 +7,7 @@
 mod gate;
 mod handle;
 mod mailbox;
+mod open_log;
 mod request;
 mod thread;
 pub mod turn;

@@ -40,7 +40,7 @@ use crate::picture::Picture;
 use denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
 use frontend::DiffusionFrontend;
 use preview::PreviewMap;
-use row::Row;
+use row::{Advanced, Row};
 use schedule::StepCoefficients;
 use schedule::rows::RowState;
 use vae::{Vae, pixels};
@@ -200,8 +200,9 @@ impl DiffusionModel {
         Ok(conditioning)
     }
 
-    /// Takes the rows in these slots through one denoising step, side by side.
-    fn denoise(&mut self, slots: &[Slot]) -> Result<(), ModelError> {
+    /// Takes the rows in these slots through one denoising step, side by side: all or, where memory runs out
+    /// on the way, none. Returns what is to be shown of each.
+    fn denoise(&mut self, slots: &[Slot]) -> Result<Vec<Option<Arc<Picture>>>, ModelError> {
         let rows: Vec<&Row> = slots
             .iter()
             .map(|slot| self.row(*slot))
@@ -215,12 +216,24 @@ impl DiffusionModel {
         let output = self.predict(&rows, &steps, &state.x)?;
         let noise = self.step_noise(&rows, &steps, &state.x)?;
         let next = state.update(&steps, &output, noise.as_ref())?;
-        for (index, slot) in slots.iter().enumerate() {
+        let advanced: Vec<Advanced> = rows
+            .iter()
+            .enumerate()
+            .map(|(index, row)| row.advanced(&next, index))
+            .collect::<Result<_, _>>()?;
+        let shown = advanced
+            .iter()
+            .map(|advanced| match advanced.is_shown {
+                true => Ok(Some(Arc::new(self.preview.picture(&advanced.denoised()?)?))),
+                false => Ok(None),
+            })
+            .collect::<Result<_, ModelError>>()?;
+        // From here on nothing can fail.
+        for (slot, advanced) in slots.iter().zip(advanced) {
             let row = self.rows[slot.index()].as_mut();
-            let row = row.expect("the slot was looked at above");
-            row.advance(&next, index)?;
+            row.expect("the slot was looked at above").take(advanced);
         }
-        Ok(())
+        Ok(shown)
     }
 
     /// The guided prediction: (rows, h, w, c) f32. Rows with guidance are predicted twice in the same pass.
@@ -299,7 +312,11 @@ impl DiffusionModel {
         Ok(Arc::new(Picture::new(image.width, image.height, rgb)))
     }
 
-    fn outcome(&self, planned: &PlannedRow) -> Result<RowOutcome, ModelError> {
+    fn outcome(
+        &self,
+        planned: &PlannedRow,
+        shown: Option<Arc<Picture>>,
+    ) -> Result<RowOutcome, ModelError> {
         let row = self.row(planned.slot)?;
         let mut emitted = Vec::new();
         if planned.phase == Phase::Iterate {
@@ -307,11 +324,9 @@ impl DiffusionModel {
                 step: row.step(),
                 steps: row.steps(),
             });
-            if row.is_shown() {
-                emitted.push(Emission::Preview {
-                    step: row.step(),
-                    picture: Arc::new(self.preview.picture(&row.denoised()?)?),
-                });
+            if let Some(picture) = shown {
+                let step = row.step();
+                emitted.push(Emission::Preview { step, picture });
             }
         }
         Ok(RowOutcome {
@@ -386,19 +401,20 @@ impl Model for DiffusionModel {
                 .filter(move |planned| planned.phase == phase)
                 .map(|planned| planned.slot)
         };
-        // What is wrong with one row's beginning ends it alone.
+        // What is wrong with one row's beginning ends it alone, also that memory runs out: of the others none
+        // has asked for more than it had.
         let mut failed: Vec<(Slot, String)> = Vec::new();
         for slot in of_phase(Phase::Begin) {
-            match self.begin(slot) {
-                Ok(()) => {}
-                Err(error @ ModelError::OutOfMemory(_)) => return Err(error),
-                Err(error) => failed.push((slot, error.to_string())),
+            if let Err(error) = self.begin(slot) {
+                failed.push((slot, error.to_string()));
             }
         }
         let iterating: Vec<Slot> = of_phase(Phase::Iterate).collect();
-        if !iterating.is_empty() {
-            self.denoise(&iterating)?;
+        let mut shown = match iterating.is_empty() {
+            true => Vec::new(),
+            false => self.denoise(&iterating)?,
         }
+        .into_iter();
         rows.iter()
             .map(|planned| {
                 if let Some((slot, message)) = failed.iter().find(|(slot, _)| *slot == planned.slot)
@@ -410,7 +426,8 @@ impl Model for DiffusionModel {
                     });
                 }
                 match planned.phase {
-                    Phase::Begin | Phase::Iterate => self.outcome(planned),
+                    Phase::Begin => self.outcome(planned, None),
+                    Phase::Iterate => self.outcome(planned, shown.next().flatten()),
                     Phase::Finish => self.finish(planned.slot),
                 }
             })
