@@ -113,11 +113,6 @@ impl Gate {
         }
         ends.push_back(now);
     }
-
-    /// Prompt tokens in the engine.
-    pub(super) fn tokens(&self) -> u64 {
-        self.tokens.load(Ordering::Acquire)
-    }
 }
 
 /// A place in the engine, held from before tokenizing until the request has ended.
@@ -130,6 +125,11 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// Prompt tokens that it counts for.
+    pub(super) fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
     /// Replaces the estimate of prompt tokens by the true number. Never refuses.
     pub fn settle(&mut self, prompt_tokens: u64) {
         self.gate.tokens.fetch_add(prompt_tokens, Ordering::AcqRel);

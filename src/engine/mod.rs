@@ -106,7 +106,7 @@ pub struct Snapshot {
     pub memory_units_total: u32,
     /// How the model's prefix cache stands.
     pub cache: CacheReport,
-    /// Prompt tokens of the requests in the engine.
+    /// Prompt tokens of the requests in the engine, without those that are still being tokenized.
     pub queued_tokens: u64,
     /// When a request that came now would start, if that can be told.
     pub eta: Option<Duration>,
@@ -141,7 +141,7 @@ pub struct StepReport {
     pub iterate_rows: u32,
     /// Rows in `Finish`.
     pub finish_rows: u32,
-    /// Units of `Begin` work done (prompt tokens).
+    /// Prompt tokens computed; 0 for pictures.
     pub begin_work: u32,
     /// Units of `Iterate` and `Finish` work done: a text's row is one, a picture's what its model says.
     pub units: u32,

@@ -229,6 +229,11 @@ impl Request {
         self.append(at, event);
     }
 
+    /// Prompt tokens that it counts for in the queue.
+    pub(super) fn queued_tokens(&self) -> u64 {
+        self.permit.tokens()
+    }
+
     /// Denoising steps that a row has done.
     pub(super) fn steps_done(&self, row: u32) -> u32 {
         self.choices[row as usize].steps_done

@@ -232,6 +232,7 @@ impl Engine {
     /// a cancelled row says nothing more; the answer is [`Engine::read_mail`]'s.
     fn run_pass(&mut self, clock: &dyn Clock, started: Time, run: &[PlannedRow]) -> Option<Time> {
         self.steps += 1;
+        let reads_tokens = self.reads_tokens(run);
         let outcome = {
             let _span = tracing::debug_span!(
                 "step",
@@ -249,10 +250,19 @@ impl Engine {
             Ok(outcomes) => self.move_on(now, run, outcomes),
             Err(error) => self.fail_pass(now, run, &error),
         }
-        self.shared
-            .observer
-            .step(&self.shared.model, &step_report(started, now, run));
+        self.shared.observer.step(
+            &self.shared.model,
+            &step_report(started, now, run, reads_tokens),
+        );
         drain
+    }
+
+    /// Whether the `Begin` work of these rows is prompt tokens: pictures count otherwise.
+    fn reads_tokens(&self, run: &[PlannedRow]) -> bool {
+        run.first()
+            .and_then(|planned| self.rows[planned.slot.index()])
+            .and_then(|row| self.requests.get(&row.request))
+            .is_some_and(|request| matches!(&*request.job, Job::Text(_)))
     }
 
     /// Writes down what each row said, and frees those that are done.
@@ -389,7 +399,7 @@ impl Engine {
             memory_units_used: self.scheduler.memory_units_used(),
             memory_units_total: capacity.memory_units,
             cache: self.model.cache_report(),
-            queued_tokens: self.shared.gate.tokens(),
+            queued_tokens: self.requests.values().map(Request::queued_tokens).sum(),
             eta: self.scheduler.newcomer_eta(now).map(|eta| eta - now),
         });
     }
@@ -401,6 +411,8 @@ impl Engine {
             let fail = |request: Request| request.fail(now, kind, message);
             self.shared.close_log(now, request, fail);
         }
+        // Nothing waits or runs any more.
+        self.shared.publish(Snapshot::default());
     }
 }
 
@@ -423,7 +435,8 @@ impl Shared {
     }
 }
 
-fn step_report(started: Time, now: Time, run: &[PlannedRow]) -> StepReport {
+/// `reads_tokens`: `Begin` work is prompt tokens.
+fn step_report(started: Time, now: Time, run: &[PlannedRow], reads_tokens: bool) -> StepReport {
     let mut report = StepReport {
         duration: now - started,
         ..StepReport::default()
@@ -432,7 +445,7 @@ fn step_report(started: Time, now: Time, run: &[PlannedRow]) -> StepReport {
         match planned.phase {
             Phase::Begin => {
                 report.begin_rows += 1;
-                report.begin_work += planned.work;
+                report.begin_work += if reads_tokens { planned.work } else { 0 };
             }
             Phase::Iterate => {
                 report.iterate_rows += 1;

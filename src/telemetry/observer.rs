@@ -85,7 +85,8 @@ impl Observer for Metrics {
             return;
         };
         let tokens = i64::try_from(snapshot.queued_tokens).unwrap_or(i64::MAX);
-        let eta = snapshot.eta.unwrap_or_default();
+        // What cannot be told is no number: 0 would say that there is no wait.
+        let eta = snapshot.eta.map_or(f64::NAN, |eta| eta.as_secs_f64());
         metrics
             .requests_waiting
             .set(snapshot.waiting_requests.into());
@@ -93,7 +94,7 @@ impl Observer for Metrics {
         metrics.rows_running.set(snapshot.running_rows.into());
         metrics.slots.set(snapshot.slots.into());
         metrics.queued_tokens.set(tokens);
-        metrics.queue_eta_seconds.set(eta.as_secs_f64());
+        metrics.queue_eta_seconds.set(eta);
         metrics
             .kv_blocks_used
             .set(snapshot.memory_units_used.into());
@@ -293,6 +294,17 @@ mod tests {
         ] {
             assert_eq!(value(&page, series), expected, "{series}");
         }
+    }
+
+    #[test]
+    fn an_unknown_wait_is_no_number() {
+        let metrics = Metrics::new(["m"]);
+        metrics.snapshot("m", &Snapshot::default());
+        let eta = value(
+            &metrics.render(),
+            "girandole_queue_eta_seconds{model=\"m\"}",
+        );
+        assert!(eta.is_nan(), "{eta}");
     }
 
     #[test]
