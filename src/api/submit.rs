@@ -13,7 +13,7 @@ use super::blocking::on_blocking_pool;
 use super::error::ApiError;
 use super::openai::ReplyShape;
 use super::picture_parameters::PictureParameters;
-use super::requests::{Claim, KeyClaim, Readers, Request, abandon_when_unread};
+use super::requests::{Claim, KeyClaim, Reader, Readers, Request, abandon_when_unread};
 use super::{AppState, ServedModel};
 use crate::engine::{Permit, Submission};
 use crate::events::EventSink;
@@ -105,6 +105,8 @@ pub struct Accepted {
     pub log: Arc<SharedLog>,
     /// What it asks for; `None` if this is an earlier request with the same idempotency key.
     pub job: Option<Arc<Job>>,
+    /// Whoever was told of the acceptance reads it, from before anybody could find it unread.
+    pub reader: Reader,
 }
 
 /// Admits a draft: takes a place in the engine before the prompt is tokenized, so that a full
@@ -175,6 +177,7 @@ pub async fn submit(
     if let Some(claim) = claim {
         claim.bind(id);
     }
+    let reader = request.reader();
     if let OnDisconnect::AbandonAfter(grace) = options.on_disconnect {
         tokio::spawn(abandon_when_unread(
             Arc::clone(&request),
@@ -191,6 +194,7 @@ pub async fn submit(
         request,
         log,
         job: Some(job),
+        reader,
     })
 }
 
@@ -233,19 +237,19 @@ fn claim(
     caller: &Caller,
     idempotency: Idempotency,
 ) -> Result<Claimed, ApiError> {
-    match state
-        .requests
-        .claim(caller, idempotency.key, idempotency.fingerprint)
-    {
+    let log_of = |id| match state.store.get(id) {
+        Lookup::Found(log) => Some(log),
+        Lookup::Expired | Lookup::Unknown => None,
+    };
+    let Idempotency { key, fingerprint } = idempotency;
+    match state.requests.claim(caller, key, fingerprint, log_of) {
         Claim::New(claim) => Ok(Claimed::New(claim)),
-        Claim::Known(id) => {
-            let (request, log) = find(state, id, caller)?;
-            Ok(Claimed::Known(Accepted {
-                request,
-                log,
-                job: None,
-            }))
-        }
+        Claim::Known(request, log) => Ok(Claimed::Known(Accepted {
+            reader: request.reader(),
+            request,
+            log,
+            job: None,
+        })),
         Claim::InProgress => Err(ApiError::new(
             StatusCode::CONFLICT,
             "idempotency_key_in_progress",
