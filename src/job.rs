@@ -224,8 +224,8 @@ pub struct ImageJob {
     pub images: u32,
     /// What to draw: one entry for each text encoder of the model.
     pub prompt: Arc<[PromptTokens]>,
-    /// What not to draw, likewise. There exactly when guidance is on (`guidance_scale` above 1), which
-    /// costs each row a second one in the forward pass.
+    /// What not to draw, likewise. There exactly when guidance is on (`guidance_scale` above 1) and the model
+    /// takes a negative prompt: it costs each row a second one in the forward pass. Others are told the scale.
     pub negative: Option<Arc<[PromptTokens]>>,
     /// Whether the client said what not to draw, if only that it is nothing: some models read nothing said
     /// and nothing meant differently.

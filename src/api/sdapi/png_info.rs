@@ -8,11 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::WebUiError;
 use crate::api::blocking::on_blocking_pool;
+use crate::api::picture_file::PARAMETERS;
 use crate::intake::picture_file::PictureFile;
 use crate::intake::{Fields, Invalid, InvalidKind};
 
-/// The keyword under which the web UI writes.
-const PARAMETERS: &str = "parameters";
 /// Bytes of all texts of one file together, unpacked: a small file can hold very long ones.
 const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Texts of one file.

@@ -70,12 +70,7 @@ fn a_sources_size_is_taken_as_far_as_it_can_be_drawn() {
         ((4_000, 1), (4_000, 8)),
         ((1, 60_000), (8, 32_768)),
     ] {
-        let picture = Picture::new(
-            source.0,
-            source.1,
-            vec![0; (3 * source.0 * source.1) as usize],
-        );
-        let size = fitted(&picture, 8, 512 * 512);
+        let size = fitted(source, 8, 512 * 512);
         assert_eq!(size, expected, "{source:?}");
         assert!(size.0 * size.1 <= 512 * 512);
     }
@@ -167,4 +162,27 @@ fn names_of_the_dialect_stand_in_errors() {
         ..draft
     };
     assert_eq!(refused(nan), "guidance_scale is NaN; it must be 0 to 30");
+}
+
+#[test]
+fn defaults_stay_within_the_limits() {
+    let limits = ImageLimits {
+        max_image_pixels: 512 * 512,
+        max_steps: 20,
+        max_guidance_scale: 5.0,
+        ..ImageLimits::default()
+    };
+    let defaults = ImageDefaults {
+        width: 1_024,
+        height: 1_024,
+        steps: 50,
+        ..ImageDefaults::default()
+    };
+    let within = defaults.clone().within(&limits, 64);
+    assert_eq!((within.width, within.height), (512, 512));
+    assert_eq!((within.steps, within.guidance_scale), (20, 5.0));
+    assert_eq!(
+        defaults.clone().within(&ImageLimits::default(), 64),
+        defaults
+    );
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::BLOCK_TOKENS;
 use crate::model::ModelError;
 
 /// What the model does; see the module's documentation.
@@ -39,6 +40,14 @@ pub struct ModelScript {
     pub keys: u64,
     /// Loading fails with this message.
     pub fail_load: Option<String>,
+}
+
+impl ModelScript {
+    /// Tokens that a row may hold: what the model takes, as far as its memory goes.
+    pub fn served_context(&self) -> u32 {
+        self.context_tokens
+            .min(self.memory_units.saturating_mul(BLOCK_TOKENS))
+    }
 }
 
 impl Default for ModelScript {
@@ -176,6 +185,11 @@ impl Script {
         if model.slots == 0 || model.memory_units == 0 || model.keys == 0 {
             return Err(load_error(
                 "model.slots, model.memory_units and model.keys must be at least 1",
+            ));
+        }
+        if self.image.is_some() && model.memory_units < 2 {
+            return Err(load_error(
+                "model.memory_units must be at least 2 with [image]: what a picture with guidance takes",
             ));
         }
         if let Some(rate) = self.cost.tokens_per_second
