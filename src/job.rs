@@ -266,6 +266,15 @@ impl ImageJob {
         }
     }
 
+    /// Bytes of the picture that it begins from, with its mask.
+    pub fn source_bytes(&self) -> u64 {
+        let bytes = |source: &SourceImage| {
+            let mask = source.mask.as_ref().map_or(0, |mask| mask.values().len());
+            (source.picture.rgb().len() + mask) as u64
+        };
+        self.source.as_ref().map_or(0, bytes)
+    }
+
     /// Rows that each of its rows takes in a forward pass.
     pub fn forward_rows(&self) -> u32 {
         1 + u32::from(self.negative.is_some())

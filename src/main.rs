@@ -162,6 +162,10 @@ fn prepare(config: &ModelConfig, sources: &SourceSettings) -> anyhow::Result<Pre
 
 fn prepare_scripted(config: &ModelConfig, script: Script) -> anyhow::Result<PreparedModel> {
     if script.image.is_some() {
+        anyhow::ensure!(
+            script.model.memory_units >= 2,
+            "model.memory_units must be at least 2 with [image]: what a picture with guidance takes"
+        );
         return Ok(prepare_scripted_images(config, script));
     }
     let tokenizer = TextTokenizer::bytes(257);

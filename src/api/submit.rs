@@ -18,7 +18,7 @@ use super::{AppState, ServedModel};
 use crate::engine::{Permit, Submission};
 use crate::events::EventSink;
 use crate::events::store::{Lookup, SharedLog};
-use crate::intake::{Draft, Invalid};
+use crate::intake::Draft;
 use crate::job::{Job, RequestId};
 use crate::time::Clock;
 
@@ -218,10 +218,13 @@ async fn admit(model: &Arc<ServedModel>, draft: Draft) -> Result<(Job, Permit), 
     let model = Arc::clone(model);
     on_blocking_pool(move || {
         let job = model.intake.job(draft)?;
-        if let Job::Text(text) = &job {
-            permit.settle(text.prompt.len() as u64);
+        match &job {
+            Job::Text(text) => permit.settle(text.prompt.len() as u64),
+            Job::Image(image) => model
+                .engine
+                .hold_source(&mut permit, image.source_bytes())?,
         }
-        Ok::<_, Invalid>((job, permit))
+        Ok::<_, ApiError>((job, permit))
     })
     .await
 }

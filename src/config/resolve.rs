@@ -340,6 +340,7 @@ fn engine(values: &Values) -> Result<EngineConfig, ConfigError> {
         },
         max_queued_requests: values.number("max_queued_requests", 0..=MAX_COUNT)?,
         max_queued_tokens: values.number("max_queued_tokens", 1..=1 << 40)?,
+        max_queued_source_bytes: values.number("max_queued_source_bytes", 1..=1 << 40)?,
     })
 }
 
@@ -487,7 +488,12 @@ mod tests {
         let config = resolve("", "", &[]).unwrap();
         assert_eq!(config.edge, EdgeConfig::default());
         assert_eq!(config.models[0].limits, TextLimits::default());
-        assert_eq!(config.models[0].image_limits, ImageLimits::default());
+        let images = ImageLimits {
+            // One setting for texts and pictures.
+            max_prompt_bytes: config.models[0].limits.max_prompt_bytes,
+            ..ImageLimits::default()
+        };
+        assert_eq!(config.models[0].image_limits, images);
         assert_eq!(
             config.models[0].text.batch_size,
             TextOptions::default().batch_size

@@ -142,6 +142,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Rows that may wait; more are refused with 429").per_model(),
     one(BATCHING, "max_queued_tokens", "TOKENS", "262144",
         "Prompt tokens that may be in the engine; more are refused with 429").per_model(),
+    one(BATCHING, "max_queued_source_bytes", "BYTES", "268435456",
+        "Size of the pictures, decoded, that requests in the engine begin from; more are refused with 429").per_model(),
 
     one(LISTENING, "host", "ADDRESS", "127.0.0.1", "Address to listen on"),
     one(LISTENING, "port", "PORT", "8080", "Port to listen on; 0 for any free one"),

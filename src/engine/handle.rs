@@ -134,6 +134,17 @@ impl EngineHandle {
             .inspect_err(|reject| shared.observer.rejected(&shared.model, reject))
     }
 
+    /// Counts the picture that a request with this place begins from, `bytes` of it, decoded.
+    ///
+    /// # Errors
+    /// [`Reject::QueueFull`]: there are too many in the engine.
+    pub fn hold_source(&self, permit: &mut Permit, bytes: u64) -> Result<(), Reject> {
+        let shared = self.shared();
+        permit
+            .hold_source(bytes, shared.clock.now())
+            .inspect_err(|reject| shared.observer.rejected(&shared.model, reject))
+    }
+
     /// Hands the request to the engine. Its log is closed by exactly one terminal event, whatever
     /// happens. A request's id is its own: no two live ones share it.
     ///

@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub max_queued_requests: u32,
     /// Prompt tokens of all requests in the engine.
     pub max_queued_tokens: u64,
+    /// Bytes of the pictures that all requests in the engine begin from, decoded.
+    pub max_queued_source_bytes: u64,
 }
 
 /// Where an engine is in its life.
@@ -59,7 +61,7 @@ pub enum Reject {
     /// The queue is full (429).
     #[error("the queue is full: {what} is limited to {limit}")]
     QueueFull {
-        /// `max_queued_requests` or `max_queued_tokens`.
+        /// `max_queued_requests`, `max_queued_tokens` or `max_queued_source_bytes`.
         what: &'static str,
         /// Its value.
         limit: u64,

@@ -206,22 +206,23 @@ impl ImageIntake {
             let message = format!("leaves none of {steps} steps to be run");
             return Err(Invalid::value(names.strength, message));
         }
-        job.previews = previews(self.previews(draft.previews)?, job.iterations());
+        job.previews = self.previews(draft.previews, job.iterations())?;
         self.frontend
             .check(&job)
             .map_err(|message| Invalid::value(names.schedule, message))?;
         Ok(job)
     }
 
-    /// What is shown meanwhile, within `max_previews`.
-    fn previews(&self, draft: PreviewDraft) -> Result<PreviewDraft, Invalid> {
+    /// Which of `steps` steps are shown, within `max_previews`.
+    fn previews(&self, draft: PreviewDraft, steps: u32) -> Result<Previews, Invalid> {
         let most = self.limits.max_previews;
         match draft {
-            PreviewDraft::Count(count) if count > most => {
+            // More than there are steps are none that could be shown.
+            PreviewDraft::Count(count) if count.min(steps) > most => {
                 let message = format!("asks for {count}; the limit is {most} (max_previews)");
                 Err(Invalid::value("previews", message))
             }
-            draft => Ok(draft),
+            draft => Ok(previews(draft, steps)),
         }
     }
 

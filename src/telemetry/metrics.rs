@@ -319,9 +319,10 @@ pub(super) const ENDS: [&str; 9] = [
     "abandoned",
 ];
 /// Refusals, as the `reason` label has them.
-const REFUSALS: [&str; 5] = [
+const REFUSALS: [&str; 6] = [
     "queue_full_requests",
     "queue_full_tokens",
+    "queue_full_source_bytes",
     "loading",
     "draining",
     "engine_dead",

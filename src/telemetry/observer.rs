@@ -137,6 +137,9 @@ fn cancel_label(phase: Option<Phase>) -> &'static str {
 fn refusal_label(reject: &Reject) -> &'static str {
     match reject {
         Reject::QueueFull { what, .. } if *what == "max_queued_tokens" => "queue_full_tokens",
+        Reject::QueueFull { what, .. } if *what == "max_queued_source_bytes" => {
+            "queue_full_source_bytes"
+        }
         Reject::QueueFull { .. } => "queue_full_requests",
         Reject::Loading => "loading",
         Reject::Draining => "draining",
@@ -318,6 +321,11 @@ mod tests {
             },
             Reject::QueueFull {
                 what: "max_queued_tokens",
+                limit: 1,
+                retry_after: Duration::ZERO,
+            },
+            Reject::QueueFull {
+                what: "max_queued_source_bytes",
                 limit: 1,
                 retry_after: Duration::ZERO,
             },

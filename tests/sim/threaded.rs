@@ -57,6 +57,7 @@ fn config() -> EngineConfig {
         },
         max_queued_requests: 8,
         max_queued_tokens: 10_000,
+        max_queued_source_bytes: 1 << 30,
     }
 }
 

@@ -155,13 +155,16 @@ fn names_of_the_dialect_stand_in_errors() {
     };
     assert_eq!(
         refused(long),
-        "num_inference_steps is 151; it must be 1 to 150"
+        "num_inference_steps is 151; it must be 1 to 150 (max_steps)"
     );
     let nan = ImageDraft {
         guidance_scale: Some(f64::NAN),
         ..draft
     };
-    assert_eq!(refused(nan), "guidance_scale is NaN; it must be 0 to 30");
+    assert_eq!(
+        refused(nan),
+        "guidance_scale is NaN; it must be 0 to 30 (max_guidance_scale)"
+    );
 }
 
 #[test]

@@ -187,11 +187,6 @@ impl Script {
                 "model.slots, model.memory_units and model.keys must be at least 1",
             ));
         }
-        if self.image.is_some() && model.memory_units < 2 {
-            return Err(load_error(
-                "model.memory_units must be at least 2 with [image]: what a picture with guidance takes",
-            ));
-        }
         if let Some(rate) = self.cost.tokens_per_second
             && !(rate.is_finite() && rate >= 0.001)
         {
