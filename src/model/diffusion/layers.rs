@@ -3,8 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::weights::Scope;
-use crate::kernels::image::{Conv2d, ConvOptions, GroupNorm, LayerNorm, Padding};
-use crate::kernels::linear::{self, Linear};
+use crate::kernels::image::{Conv2d, ConvOptions, Geglu, GroupNorm, LayerNorm, Linear, Padding};
 use crate::model::ModelError;
 
 /// A 3x3 convolution that keeps the picture's size.
@@ -32,6 +31,15 @@ const POINT: ConvOptions = ConvOptions {
 pub(super) fn linear(scope: &Scope<'_>, k: usize, n: usize) -> Result<Linear, ModelError> {
     let bias = scope.tensor("bias", &[n])?;
     Ok(Linear::dense(scope.tensor("weight", &[n, k])?, Some(bias))?)
+}
+
+/// A linear layer with GEGLU behind it: weight (2 n, k), bias (2 n,), the values' before the gates'.
+pub(super) fn geglu(scope: &Scope<'_>, k: usize, n: usize) -> Result<Geglu, ModelError> {
+    let bias = scope.tensor("bias", &[2 * n])?;
+    Ok(Geglu::dense(
+        scope.tensor("weight", &[2 * n, k])?,
+        Some(bias),
+    )?)
 }
 
 /// A linear layer without a bias: weight (n, k).
@@ -105,13 +113,9 @@ pub(super) fn linears<const LAYERS: usize>(
     layers: [&Linear; LAYERS],
     x: &Tensor,
 ) -> candle_core::Result<[Tensor; LAYERS]> {
-    let (rows, tokens, width) = x.dims3()?;
-    let mut outputs = linear::forward_all(layers, &x.reshape((rows * tokens, width))?)?;
-    for output in &mut outputs {
-        let n = output.dim(1)?;
-        *output = output.to_dtype(x.dtype())?.reshape((rows, tokens, n))?;
-    }
-    Ok(outputs)
+    let outputs = layers.into_iter().map(|layer| layer.forward(x));
+    let outputs = outputs.collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(outputs.try_into().expect("an output for each layer"))
 }
 
 /// In which numbers a component with weights of this dtype computes: f32 on the CPU, theirs elsewhere.

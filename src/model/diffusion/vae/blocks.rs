@@ -2,8 +2,7 @@
 
 use candle_core::Tensor;
 
-use crate::kernels::image::{self, Conv2d, GroupNorm};
-use crate::kernels::linear::Linear;
+use crate::kernels::image::{self, Conv2d, GroupNorm, Linear};
 use crate::model::ModelError;
 use crate::model::diffusion::config::vae::VaeConfig;
 use crate::model::diffusion::layers::{
@@ -69,7 +68,8 @@ impl PixelAttention {
             &tokens(&self.norm.forward(x)?)?,
         )?;
         let attended = image::attention(&q, &k, &v, 1, self.scale, None)?;
-        image::linear_add(&self.out, &attended, &tokens(x)?)?
+        self.out
+            .forward_add(&attended, &tokens(x)?)?
             .reshape((rows, height, width, channels))
     }
 }
