@@ -1,6 +1,6 @@
 //! Layers by name: the weights of a place in a component's tree, as the kernels take them.
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 
 use super::weights::Scope;
 use crate::kernels::image::{Conv2d, ConvOptions, Geglu, GroupNorm, LayerNorm, Linear, Padding};
@@ -106,16 +106,6 @@ pub(super) fn layer_norm(
     let weight = scope.tensor_f32("weight", &[width])?;
     let bias = scope.tensor_f32("bias", &[width])?;
     Ok(LayerNorm::new(weight, Some(bias), eps)?)
-}
-
-/// Several layers over one input, x: (rows, tokens, k) -> (rows, tokens, n) of each, in the dtype of `x`.
-pub(super) fn linears<const LAYERS: usize>(
-    layers: [&Linear; LAYERS],
-    x: &Tensor,
-) -> candle_core::Result<[Tensor; LAYERS]> {
-    let outputs = layers.into_iter().map(|layer| layer.forward(x));
-    let outputs = outputs.collect::<candle_core::Result<Vec<_>>>()?;
-    Ok(outputs.try_into().expect("an output for each layer"))
 }
 
 /// In which numbers a component with weights of this dtype computes: f32 on the CPU, theirs elsewhere.

@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 
 use crate::kernels::activation::gelu_tanh_mul;
 use crate::kernels::embedding::Embedding;
-use crate::kernels::linear::{self, Linear};
+use crate::kernels::image::{Linear, forward_all};
+use crate::kernels::linear;
 use crate::kernels::norm::rms_norm;
 use crate::model::ModelError;
 use crate::model::diffusion::config::fields::Fields;
@@ -153,11 +154,11 @@ impl Block {
     fn forward(&self, x: &Tensor, bias: &Tensor, config: &T5Config) -> candle_core::Result<Tensor> {
         let eps = config.norm_eps as f32;
         let normed = rms_norm(x, &self.norm1, eps)?;
-        let [q, k, v] = linear::forward_all([&self.q, &self.k, &self.v], &normed)?;
+        let [q, k, v] = forward_all([&self.q, &self.k, &self.v], &normed)?;
         let attended = attend(&q, &k, &v, bias)?;
         let x = self.out.forward_add(&attended, x)?;
         let normed = rms_norm(&x, &self.norm2, eps)?;
-        let [gate, up] = linear::forward_all([&self.gate, &self.up], &normed)?;
+        let [gate, up] = forward_all([&self.gate, &self.up], &normed)?;
         self.down.forward_add(&gelu_tanh_mul(&gate, &up)?, &x)
     }
 }
@@ -178,11 +179,11 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor) -> candle_core::Res
     let attended = (0..heads)
         .map(|head| {
             let column = |x: &Tensor| x.narrow(1, head * d, d)?.contiguous();
-            let scores = Linear::dense(column(k)?, None)?
+            let scores = linear::Linear::dense(column(k)?, None)?
                 .forward_add(&column(q)?, &bias.get(head)?.contiguous()?)?;
             let weights = candle_nn::ops::softmax_last_dim(&scores)?;
             let values = v.narrow(1, head * d, d)?.t()?.contiguous()?;
-            Linear::dense(values, None)?.forward(&weights)
+            linear::Linear::dense(values, None)?.forward(&weights)
         })
         .collect::<candle_core::Result<Vec<_>>>()?;
     Tensor::cat(&attended, 1)?.contiguous()

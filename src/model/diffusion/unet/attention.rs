@@ -2,11 +2,9 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::kernels::image::{self, Geglu, GroupNorm, LayerNorm, Linear};
+use crate::kernels::image::{self, Geglu, GroupNorm, LayerNorm, Linear, forward_all};
 use crate::model::ModelError;
-use crate::model::diffusion::layers::{
-    geglu, group_norm, layer_norm, linear, linear_no_bias, linears,
-};
+use crate::model::diffusion::layers::{geglu, group_norm, layer_norm, linear, linear_no_bias};
 use crate::model::diffusion::weights::Scope;
 
 /// Added to the variance in the norm before a transformer, whatever the residual blocks use.
@@ -96,11 +94,11 @@ impl Layer {
     fn forward(&self, x: &Tensor, context: &Tensor) -> candle_core::Result<Tensor> {
         let normed = self.norm1.forward(x)?;
         let to_itself = &self.to_itself;
-        let [q, k, v] = linears([&to_itself.q, &to_itself.k, &to_itself.v], &normed)?;
+        let [q, k, v] = forward_all([&to_itself.q, &to_itself.k, &to_itself.v], &normed)?;
         let x = to_itself.finish(&q, &k, &v, x)?;
         let to_text = &self.to_text;
         let q = to_text.q.forward(&self.norm2.forward(&x)?)?;
-        let [k, v] = linears([&to_text.k, &to_text.v], context)?;
+        let [k, v] = forward_all([&to_text.k, &to_text.v], context)?;
         let x = to_text.finish(&q, &k, &v, &x)?;
         let inner = self.gate_and_value.forward(&self.norm3.forward(&x)?)?;
         self.feed_out.forward_add(&inner, &x)
