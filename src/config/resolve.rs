@@ -275,6 +275,7 @@ fn resolve_model(
             dtype: float_type(values, "dtype")?,
             decode_memory_bytes: values.number("decode_memory_bytes", 1 << 20..=1 << 40)?,
             max_image_pixels: values.number("max_image_pixels", 1..=MAX_IMAGE_PIXELS)?,
+            prompt_cache_bytes: values.number("prompt_cache_bytes", 0..=1 << 40)?,
         },
         default_steps: values.optional_number("default_steps", 1..=1_000)?,
         default_guidance_scale: guidance_scale(values)?,

@@ -124,6 +124,8 @@ pub(super) const SETTINGS: &[Setting] = &[
          0 switches prefix caching off [default: a quarter of it]").per_model(),
     one(MODELS, "decode_memory_bytes", "BYTES", "1073741824",
         "Memory for decoding one picture; larger ones are decoded in tiles").per_model(),
+    one(MODELS, "prompt_cache_bytes", "BYTES", "67108864",
+        "Memory for what an image model's text encoders made of prompts read lately").per_model(),
     one(MODELS, "compute_threads", "COUNT", "",
         "Threads for the models' arithmetic [default: the cores that the process may use, less one for \
          HTTP if they are three or more]"),

@@ -9,7 +9,7 @@ use super::denoiser::{Conditioning, PromptSide};
 use super::random::NoiseUse;
 use super::schedule::rows::RowState;
 use super::schedule::{Mixture, NoiseSchedule, StepCoefficients};
-use super::vae::{Vae, pixels};
+use super::vae::{Moments, Vae};
 use crate::batch::BatchKey;
 use crate::job::{ImageJob, Job, Previews};
 use crate::model::ModelError;
@@ -138,7 +138,7 @@ impl Row {
         (self.image().seed_of(self.choice), NoiseUse::Step(step))
     }
 
-    /// Puts the latent where the first step begins: at noise, or at the source under noise.
+    /// Puts the latent where the first step begins: at noise, or at the source under noise, whose moments are `encoded`.
     pub(super) fn begin(
         &mut self,
         vae: &Vae,
@@ -146,6 +146,7 @@ impl Row {
         (height, width, channels): (usize, usize, usize),
         positive: Arc<Conditioning>,
         negative: Option<Arc<Conditioning>>,
+        encoded: Option<Moments>,
     ) -> Result<(), ModelError> {
         let shape = (1, height, width, channels);
         let seed = self.image().seed_of(self.choice);
@@ -155,16 +156,12 @@ impl Row {
             Tensor::from_vec(values, shape, vae.device())
         };
         let noise = draw(NoiseUse::Initial)?;
-        let (x, kept) = match &self.image().source {
+        let (x, kept) = match self.image().source.as_ref().zip(encoded) {
             None => {
                 let scale = self.schedule.begin().noise;
                 (noise.affine(scale, 0.0)?, None)
             }
-            Some(source) => {
-                let picture = &source.picture;
-                let size = (picture.height() as usize, picture.width() as usize);
-                let pixels = pixels::from_bytes(picture.rgb(), size.0, size.1, vae.device())?;
-                let moments = vae.encode(&pixels)?;
+            Some((source, moments)) => {
                 let deviation = (moments.log_variance / 2.0)?.exp()?;
                 let sampled = (moments.mean + (deviation * draw(NoiseUse::Encode)?)?)?;
                 let latent = vae.scale(&sampled)?;
