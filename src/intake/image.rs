@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use draft::{FieldNames, ImageDraft, PreviewDraft};
 
 use super::{Invalid, InvalidKind};
-use crate::job::{ImageJob, Previews, PromptTokens, SourceImage};
+use crate::job::{ImageJob, Previews, PromptTokens, ScheduleName, SourceImage};
 use crate::model::image_frontend::ImageFrontend;
 use crate::picture::{Mask, Picture};
 
@@ -133,6 +133,12 @@ impl ImageIntake {
             .frontend
             .schedule(wanted)
             .map_err(|message| Invalid::value(names.schedule, message))?;
+        if let Some(eta) = draft.eta.filter(|eta| *eta != 0.0)
+            && schedule != ScheduleName::Ddim
+        {
+            let message = format!("is {eta}; only {} reads it", ScheduleName::Ddim);
+            return Err(Invalid::value("eta", message));
+        }
         let given = self.source(&draft)?;
         let (width, height) = self.size(&draft, given.as_ref())?;
         let source = given.map(|given| given.scaled(width, height));
@@ -192,12 +198,13 @@ impl ImageIntake {
     /// be drawn.
     fn size(&self, draft: &ImageDraft, given: Option<&Given>) -> Result<(u32, u32), Invalid> {
         let (factor, most) = (self.size_factor, self.limits.max_image_pixels);
+        let longest = (most / factor).min(self.frontend.max_edge());
         if let (None, None, Some(given)) = (draft.width, draft.height, given) {
-            return Ok(fitted(&given.picture, factor, most));
+            return Ok(fitted(&given.picture, factor, most, longest));
         }
         let names = draft.names;
         let side = |name: &'static str, given: Option<u64>, otherwise: u32| {
-            let side = whole_between(name, given, otherwise, factor, most / factor)?;
+            let side = whole_between(name, given, otherwise, factor, longest)?;
             if side % factor == 0 {
                 return Ok(side);
             }
@@ -299,11 +306,11 @@ impl Given {
 }
 
 /// The picture's size, or the nearest below with about its proportions whose sides are multiples of
-/// `factor` and that has at most `most` pixels.
-fn fitted(picture: &Picture, factor: u32, most: u32) -> (u32, u32) {
+/// `factor` and at most `longest` and that has at most `most` pixels.
+fn fitted(picture: &Picture, factor: u32, most: u32, longest: u32) -> (u32, u32) {
     let (width, height) = (f64::from(picture.width()), f64::from(picture.height()));
     let shrink = (f64::from(most) / (width * height)).sqrt().min(1.0);
-    let longest = most / factor / factor * factor;
+    let longest = longest / factor * factor;
     let side = |side: f64| {
         let whole = (side * shrink) as u32 / factor * factor;
         whole.clamp(factor, longest.max(factor))

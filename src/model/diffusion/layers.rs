@@ -1,9 +1,11 @@
 //! Layers by name: the weights of a place in a component's tree, as the kernels take them.
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 
 use super::weights::Scope;
-use crate::kernels::image::{Conv2d, ConvOptions, Geglu, GroupNorm, LayerNorm, Linear, Padding};
+use crate::kernels::image::{
+    self, Conv2d, ConvOptions, Geglu, GroupNorm, LayerNorm, Linear, Padding,
+};
 use crate::model::ModelError;
 
 /// A 3x3 convolution that keeps the picture's size.
@@ -60,6 +62,25 @@ pub(super) fn linear_f32(
     };
     let weight = scope.tensor_f32("weight", &[n, k])?;
     Ok(Linear::dense(weight, bias)?)
+}
+
+/// Linear, SiLU, linear, in f32: what timesteps, scales and whole prompts go through. (rows, inputs) -> (rows, width).
+pub(super) struct Embedder {
+    first: Linear,
+    second: Linear,
+}
+
+impl Embedder {
+    pub(super) fn load(scope: &Scope<'_>, inputs: usize, width: usize) -> Result<Self, ModelError> {
+        Ok(Embedder {
+            first: linear_f32(&scope.at("linear_1"), inputs, width, true)?,
+            second: linear_f32(&scope.at("linear_2"), width, width, true)?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.second.forward(&image::silu(&self.first.forward(x)?)?)
+    }
 }
 
 /// A 3x3 convolution with a bias.

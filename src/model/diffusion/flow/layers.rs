@@ -12,7 +12,7 @@ use crate::kernels::activation::gelu_tanh_mul;
 use crate::kernels::image::{self, LayerNorm, Linear, forward_all};
 use crate::kernels::norm::rms_norm;
 use crate::model::ModelError;
-use crate::model::diffusion::layers::{linear, linear_f32};
+use crate::model::diffusion::layers::{Embedder, linear};
 use crate::model::diffusion::time_embedding::Sinusoids;
 use crate::model::diffusion::weights::Scope;
 
@@ -38,25 +38,6 @@ pub(super) fn stream_dtype(device: &Device, weights: DType) -> DType {
 /// A layer norm without weights of its own.
 pub(super) fn plain_norm(width: usize, device: &Device) -> candle_core::Result<LayerNorm> {
     LayerNorm::new(Tensor::ones(width, DType::F32, device)?, None, EPS)
-}
-
-/// Linear, SiLU, linear, in f32: (rows, inputs) -> (rows, width).
-struct Embedder {
-    first: Linear,
-    second: Linear,
-}
-
-impl Embedder {
-    fn load(scope: &Scope<'_>, inputs: usize, width: usize) -> Result<Self, ModelError> {
-        Ok(Embedder {
-            first: linear_f32(&scope.at("linear_1"), inputs, width, true)?,
-            second: linear_f32(&scope.at("linear_2"), width, width, true)?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.second.forward(&image::silu(&self.first.forward(x)?)?)
-    }
 }
 
 /// What steers a row: its timestep, for some models its guidance scale, and the prompt as a whole.
