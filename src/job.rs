@@ -224,8 +224,8 @@ pub struct ImageJob {
     pub images: u32,
     /// What to draw: one entry for each text encoder of the model.
     pub prompt: Arc<[PromptTokens]>,
-    /// What not to draw, likewise. There exactly when guidance is on (`guidance_scale` above 1), which
-    /// costs each row a second one in the forward pass.
+    /// What not to draw, likewise. There exactly when guidance is on (`guidance_scale` above 1) and the model
+    /// takes a negative prompt: it costs each row a second one in the forward pass. Others are told the scale.
     pub negative: Option<Arc<[PromptTokens]>>,
     /// Whether the client said what not to draw, if only that it is nothing: some models read nothing said
     /// and nothing meant differently.
@@ -248,22 +248,47 @@ pub struct ImageJob {
     pub previews: Previews,
 }
 
+impl ScheduleName {
+    /// Steps that are run of `steps` where a picture is the beginning, so much of which is to become noise (0 to 1).
+    pub fn iterations(self, steps: u32, strength: f64) -> u32 {
+        let whole = f64::from(steps);
+        let run = whole * strength;
+        // As diffusers' img2img rounds: the steps down, and for flows the first step's number.
+        match self {
+            ScheduleName::FlowMatchEuler => steps - ((whole - run) as u32).min(steps),
+            _ => (run as u32).min(steps),
+        }
+    }
+}
+
 impl ImageJob {
     /// Denoising steps that a row takes: fewer than `steps` where a picture is the beginning, as in
     /// diffusers' img2img. At least 1, in a job that intake has made.
     pub fn iterations(&self) -> u32 {
         match &self.source {
             None => self.steps,
-            Some(source) => {
-                let steps = f64::from(self.steps);
-                let run = steps * source.strength;
-                // As diffusers rounds: the steps down, and for flows the first step's number.
-                match self.schedule {
-                    ScheduleName::FlowMatchEuler => self.steps - (steps - run) as u32,
-                    _ => (run as u32).min(self.steps),
-                }
-            }
+            Some(source) => self.schedule.iterations(self.steps, source.strength),
         }
+    }
+
+    /// Bytes of the picture that it begins from, with its mask.
+    pub fn source_bytes(&self) -> u64 {
+        let bytes = |source: &SourceImage| {
+            let mask = source.mask.as_ref().map_or(0, |mask| mask.values().len());
+            (source.picture.rgb().len() + mask) as u64
+        };
+        self.source.as_ref().map_or(0, bytes)
+    }
+
+    /// Chunks of its prompts, the longest one counting: the others are filled up to as many.
+    pub fn prompt_chunks(&self) -> usize {
+        [Some(&self.prompt), self.negative.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(|prompt| prompt.iter())
+            .map(|prompt| prompt.chunks.len())
+            .max()
+            .unwrap_or(1)
     }
 
     /// Rows that each of its rows takes in a forward pass.

@@ -162,6 +162,10 @@ fn prepare(config: &ModelConfig, sources: &SourceSettings) -> anyhow::Result<Pre
 
 fn prepare_scripted(config: &ModelConfig, script: Script) -> anyhow::Result<PreparedModel> {
     if script.image.is_some() {
+        anyhow::ensure!(
+            script.model.memory_units >= 2,
+            "model.memory_units must be at least 2 with [image]: what a picture with guidance takes"
+        );
         return Ok(prepare_scripted_images(config, script));
     }
     let tokenizer = TextTokenizer::bytes(257);
@@ -170,7 +174,7 @@ fn prepare_scripted(config: &ModelConfig, script: Script) -> anyhow::Result<Prep
         intake: Intake::Text(Box::new(TextIntake {
             template: template(&tokenizer, Some(PLAIN_TEMPLATE))?,
             tokenizer: Arc::new(tokenizer),
-            max_context: script.model.context_tokens.min(asked),
+            max_context: script.model.served_context().min(asked),
             defaults: defaults(config, &loader::GenerationDefaults::default()),
             limits: config.limits.clone(),
         })),
@@ -186,7 +190,7 @@ fn prepare_scripted_images(config: &ModelConfig, script: Script) -> PreparedMode
         intake: Intake::Image(ImageIntake {
             frontend: Arc::new(ScriptedFrontend),
             size_factor: scripted::SIZE_FACTOR,
-            defaults: ImageDefaults::default(),
+            defaults: ImageDefaults::default().within(&config.image_limits, scripted::SIZE_FACTOR),
             limits: config.image_limits.clone(),
         }),
         build: Box::new(move || {
@@ -236,7 +240,8 @@ fn prepare_images(
                     .or(advice.map(|model| model.guidance_scale))
                     .unwrap_or(neutral.guidance_scale),
                 ..neutral
-            },
+            }
+            .within(&config.image_limits, assets.size_factor),
             limits: config.image_limits.clone(),
         }),
         build: Box::new(move || {

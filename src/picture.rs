@@ -1,7 +1,7 @@
 //! Pixels on their way between a model and a client.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A picture in 8-bit sRGB, row by row from the top, without alpha.
 pub struct Picture {
@@ -9,7 +9,8 @@ pub struct Picture {
     height: u32,
     /// height × width × 3 bytes.
     rgb: Vec<u8>,
-    encoded: Mutex<Vec<(Encoding, Arc<[u8]>)>>,
+    /// The way in which it was asked for last.
+    written: Mutex<Option<Arc<Written>>>,
 }
 
 /// How a picture is written as a file.
@@ -36,9 +37,11 @@ pub enum PictureFormat {
     WebP,
 }
 
-/// A picture is written in so many ways at most before the first is forgotten: each costs as much
-/// memory as its file.
-const MAX_ENCODINGS: usize = 4;
+/// A way in which a picture was asked for, with the file once it has been made.
+struct Written {
+    encoding: Encoding,
+    file: Mutex<Option<Arc<[u8]>>>,
+}
 
 impl Picture {
     /// A picture of these bytes.
@@ -52,7 +55,7 @@ impl Picture {
             width,
             height,
             rgb,
-            encoded: Mutex::default(),
+            written: Mutex::default(),
         }
     }
 
@@ -71,8 +74,14 @@ impl Picture {
         &self.rgb
     }
 
+    /// Bytes of memory that it may take: its pixels, and a file, which seldom takes more than they do.
+    pub fn memory_bytes(&self) -> usize {
+        2 * self.rgb.len()
+    }
+
     /// The picture as a file: made by `encode` when first asked for, and kept for others who ask for the
-    /// same.
+    /// same, until somebody asks for another. Not kept is what takes more memory than is counted: files of
+    /// another size than the picture's, or with a long text.
     ///
     /// # Errors
     /// Whatever `encode` reports.
@@ -81,18 +90,38 @@ impl Picture {
         encoding: &Encoding,
         encode: impl FnOnce(&Self) -> Result<Vec<u8>, E>,
     ) -> Result<Arc<[u8]>, E> {
-        // Held while encoding: two readers who come at once would do the work twice otherwise.
-        let mut kept = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, bytes)) = kept.iter().find(|(known, _)| known == encoding) {
-            return Ok(Arc::clone(bytes));
+        let text_bytes = encoding.parameters.as_ref().map_or(0, |text| text.len());
+        if encoding.size.is_some() || text_bytes > self.rgb.len() {
+            return encode(self).map(Arc::from);
+        }
+        let written = self.written_as(encoding);
+        // Held while encoding: two readers who come at once for the same would do the work twice otherwise.
+        let mut file = lock(&written.file);
+        if let Some(file) = &*file {
+            return Ok(Arc::clone(file));
         }
         let bytes: Arc<[u8]> = encode(self)?.into();
-        if kept.len() == MAX_ENCODINGS {
-            kept.remove(0);
-        }
-        kept.push((encoding.clone(), Arc::clone(&bytes)));
+        *file = Some(Arc::clone(&bytes));
         Ok(bytes)
     }
+
+    fn written_as(&self, encoding: &Encoding) -> Arc<Written> {
+        let mut latest = lock(&self.written);
+        if let Some(known) = latest.as_ref().filter(|known| known.encoding == *encoding) {
+            return Arc::clone(known);
+        }
+        let written = Arc::new(Written {
+            encoding: encoding.clone(),
+            file: Mutex::default(),
+        });
+        *latest = Some(Arc::clone(&written));
+        written
+    }
+}
+
+/// What is behind these locks is valid after every statement, so a panic elsewhere does no harm.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Picture {
@@ -167,26 +196,46 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_made_once_and_few_are_kept() {
+    fn a_file_is_made_once_and_one_is_kept() {
         let picture = Picture::new(1, 2, vec![7; 6]);
         let mut made = 0;
-        let mut ask = |quality| {
-            let bytes = picture.encoded(&png(quality), |picture| {
+        let mut ask = |encoding: Encoding| {
+            let quality = encoding.quality;
+            let bytes = picture.encoded(&encoding, |picture| {
                 made += 1;
                 Ok::<_, ()>(vec![quality, picture.rgb()[0]])
             });
             assert_eq!(*bytes.unwrap(), [quality, 7]);
             made
         };
-        assert_eq!(ask(1), 1);
-        assert_eq!(ask(1), 1);
-        for quality in 2..=5 {
-            ask(quality);
-        }
-        assert_eq!(ask(5), 5);
-        assert_eq!(ask(1), 6);
+        assert_eq!(ask(png(1)), 1);
+        assert_eq!(ask(png(1)), 1);
+        assert_eq!(ask(png(2)), 2);
+        assert_eq!(ask(png(1)), 3);
+        // What is not counted is not kept, and drives nothing out.
+        let enlarged = || Encoding {
+            size: Some((64, 64)),
+            ..png(3)
+        };
+        assert_eq!([ask(enlarged()), ask(enlarged())], [4, 5]);
+        let wordy = || Encoding {
+            parameters: Some("longer than it".into()),
+            ..png(4)
+        };
+        assert_eq!([ask(wordy()), ask(wordy())], [6, 7]);
+        assert_eq!(ask(png(1)), 7);
         let failed: Result<_, &str> = picture.encoded(&png(9), |_| Err("no room"));
         assert_eq!(failed, Err("no room"));
+    }
+
+    #[test]
+    fn one_way_of_writing_does_not_wait_for_another() {
+        let picture = Picture::new(1, 1, vec![7; 3]);
+        let outer = picture.encoded(&png(1), |picture| {
+            let inner = picture.encoded(&png(2), |_| Ok::<_, ()>(vec![2]));
+            Ok::<_, ()>(vec![1, inner.unwrap()[0]])
+        });
+        assert_eq!(*outer.unwrap(), [1, 2]);
     }
 
     #[test]

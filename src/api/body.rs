@@ -28,10 +28,17 @@ impl BodyBudget {
     }
 }
 
-/// A body and its share of the budget.
+/// A body and its share of the budget, which is given back with the last reference to the bytes: whoever
+/// still holds them, or a file among them, still counts.
 struct Buffered {
-    bytes: Bytes,
+    bytes: Vec<u8>,
     _share: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Buffered {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Reads the body before the handler runs.
@@ -55,9 +62,9 @@ pub(super) async fn layer(
         .unwrap_or_else(|_| Err(too_slow(&state.config)));
     match buffered {
         Err(error) => error.into_response_as(shape),
-        Ok(Buffered { bytes, _share }) => {
-            next.run(Request::from_parts(parts, Body::from(bytes)))
-                .await
+        Ok(buffered) => {
+            let body = Body::from(Bytes::from_owner(buffered));
+            next.run(Request::from_parts(parts, body)).await
         }
     }
 }
@@ -82,7 +89,7 @@ async fn read(body: Body, config: &EdgeConfig, budget: &BodyBudget) -> Result<Bu
         bytes.extend_from_slice(&chunk);
     }
     Ok(Buffered {
-        bytes: bytes.into(),
+        bytes,
         _share: share,
     })
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::error::{ApiError, ErrorShape};
 use super::{AppState, EdgeConfig, auth, body};
+use crate::job::RequestId;
 use crate::time::Clock;
 
 /// The header by which requests are known, in and out.
@@ -143,4 +144,11 @@ pub(super) async fn no_such_method(uri: Uri) -> Response {
         "this path does not take this method; see /docs",
     )
     .into_response_as(ErrorShape::for_path(uri.path()))
+}
+
+/// Every response that belongs to a request tells its id.
+pub(super) fn with_id(mut response: Response, id: RequestId) -> Response {
+    let value = HeaderValue::from_str(&id.to_string()).expect("hexadecimal digits are visible");
+    response.headers_mut().insert(REQUEST_ID, value);
+    response
 }

@@ -47,7 +47,7 @@ pub struct EdgeConfig {
     pub keep_alive: Duration,
     /// A native request that nobody reads is given up after this.
     pub native_grace: Duration,
-    /// The same for OpenAI's dialect, whose clients seldom come back.
+    /// The same for OpenAI's dialect and the web UI's, whose clients seldom come back.
     pub openai_grace: Duration,
     /// The longest `?wait=`.
     pub max_wait: Duration,
@@ -59,6 +59,11 @@ pub struct EdgeConfig {
     pub max_body_bytes: usize,
     /// Bytes of all bodies that are being read or worked on.
     pub max_body_bytes_in_flight: usize,
+    /// Requests whose prompts are tokenized, or whose pictures are decoded, at once. The process's: the
+    /// first service in it decides.
+    pub max_concurrent_intake: usize,
+    /// Pictures that are written as files at once; likewise.
+    pub max_concurrent_encodings: usize,
     /// Bytes of a request's head.
     pub max_header_bytes: usize,
     /// Header lines of a request.
@@ -83,6 +88,8 @@ impl Default for EdgeConfig {
             max_connections: 4_096,
             max_body_bytes: 8 << 20,
             max_body_bytes_in_flight: 512 << 20,
+            max_concurrent_intake: 2,
+            max_concurrent_encodings: 2,
             max_header_bytes: 16 << 10,
             max_headers: 64,
             header_read_timeout: Duration::from_secs(10),
@@ -151,6 +158,7 @@ impl AppState {
     ) -> Arc<Self> {
         assert!(!models.is_empty(), "the service serves at least one model");
         let body_budget = BodyBudget::new(config.max_body_bytes_in_flight);
+        blocking::set_places(&config);
         Arc::new(AppState {
             body_budget,
             models,

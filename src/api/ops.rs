@@ -90,7 +90,7 @@ pub struct Models {
 pub struct ModelInfo {
     /// Its name.
     pub name: String,
-    /// What it does: `text`.
+    /// What it does: `text` or `image`.
     pub task: String,
     /// See [`ModelReadiness::state`].
     pub state: String,

@@ -11,7 +11,7 @@ use image::codecs::webp::WebPEncoder;
 use image::imageops::{FilterType, resize};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 
-use super::blocking::on_blocking_pool;
+use super::blocking::encode_on_blocking_pool;
 use super::error::ApiError;
 use crate::picture::{Encoding, Picture, PictureFormat};
 
@@ -19,7 +19,17 @@ use crate::picture::{Encoding, Picture, PictureFormat};
 pub(crate) const DEFAULT_QUALITY: u8 = 90;
 
 /// The keyword under which the web UI looks for what a picture was made of.
-const PARAMETERS: &str = "parameters";
+pub(crate) const PARAMETERS: &str = "parameters";
+
+/// Previews are small, a pixel for each place of the latent, and told as they are: clients scale.
+pub(crate) fn preview_encoding() -> Encoding {
+    Encoding {
+        format: PictureFormat::Png,
+        quality: DEFAULT_QUALITY,
+        size: None,
+        parameters: None,
+    }
+}
 
 /// The most pixels of a side that the formats can write.
 pub(crate) fn max_side(format: PictureFormat) -> u32 {
@@ -67,7 +77,7 @@ pub(crate) async fn encoded(
     encoding: Encoding,
 ) -> Result<Arc<[u8]>, ApiError> {
     let picture = Arc::clone(picture);
-    on_blocking_pool(move || file_of(&picture, &encoding)).await
+    encode_on_blocking_pool(move || file_of(&picture, &encoding)).await
 }
 
 /// The picture as a file in Base64, made on the blocking pool.
@@ -79,7 +89,8 @@ pub(crate) async fn in_base64(
     encoding: Encoding,
 ) -> Result<String, ApiError> {
     let picture = Arc::clone(picture);
-    on_blocking_pool(move || file_of(&picture, &encoding).map(|file| STANDARD.encode(file))).await
+    encode_on_blocking_pool(move || file_of(&picture, &encoding).map(|file| STANDARD.encode(file)))
+        .await
 }
 
 /// The picture as a file. Takes time: for the blocking pool.

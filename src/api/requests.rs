@@ -140,6 +140,8 @@ pub(super) async fn abandon_when_unread(
         }
     };
     tokio::select! {
+        // One that has just ended has not been given up.
+        biased;
         () = log.until_closed() => {}
         () = wait => {
             tracing::info!(id = %request.id, "abandoned: nobody has read it for the grace time");
@@ -183,7 +185,7 @@ pub(super) enum Claim {
     /// The key is new: a request may be made of it.
     New(KeyClaim),
     /// It stands for this request.
-    Known(RequestId),
+    Known(Arc<Request>, Arc<SharedLog>),
     /// It stands for a request that is being admitted right now.
     InProgress,
     /// It was used with another body.
@@ -216,24 +218,33 @@ impl Requests {
         entries.by_id.insert(entry.request.id, entry);
     }
 
-    /// Takes an idempotency key for a new request, or tells what it already stands for.
+    /// Takes an idempotency key for a new request, or tells what it already stands for. `log_of`: the log
+    /// of a request, unless it has been forgotten, and the key with it (a slow reader may hold it still).
     pub(super) fn claim(
         self: &Arc<Self>,
         caller: &Caller,
         key: String,
         fingerprint: [u8; 32],
+        log_of: impl Fn(RequestId) -> Option<Arc<SharedLog>>,
     ) -> Claim {
         let scoped = (caller.clone(), key);
         let mut entries = lock(&self.entries);
         if let Some(known) = entries.by_key.get(&scoped) {
-            let kept = known
-                .id
-                .is_none_or(|id| entries.by_id.get(&id).is_some_and(Entry::answers_its_key));
-            match (kept, known.id) {
-                (false, _) => {}
-                _ if known.fingerprint != fingerprint => return Claim::Mismatch,
-                (true, Some(id)) => return Claim::Known(id),
-                (true, None) => return Claim::InProgress,
+            let is_same = known.fingerprint == fingerprint;
+            match known.id {
+                None if is_same => return Claim::InProgress,
+                None => return Claim::Mismatch,
+                Some(id) => {
+                    let entry = entries.by_id.get(&id);
+                    let request = entry.map(|entry| &entry.request);
+                    let request = request.filter(|request| !request.is_given_up());
+                    if let (Some(request), Some(log)) = (request, log_of(id)) {
+                        return match is_same {
+                            true => Claim::Known(Arc::clone(request), log),
+                            false => Claim::Mismatch,
+                        };
+                    }
+                }
             }
         }
         let key_use = KeyUse {
@@ -264,10 +275,6 @@ impl Entries {
 impl Entry {
     fn is_kept(&self) -> bool {
         self.log.strong_count() > 0
-    }
-
-    fn answers_its_key(&self) -> bool {
-        self.is_kept() && !self.request.is_given_up()
     }
 }
 

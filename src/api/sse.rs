@@ -10,6 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::error::ApiError;
@@ -147,7 +148,10 @@ pub fn stream(
     mut dialect: Box<dyn Dialect>,
 ) -> Response {
     let mut pending = VecDeque::new();
-    let mut seen = log.read_from(1);
+    let mut seen = match after {
+        0 => Vec::new(),
+        _ => log.read_from(1),
+    };
     seen.retain(|event| event.seq <= after);
     let over = seen.last().is_some_and(|event| event.kind.is_terminal());
     if !seen.is_empty() {
@@ -170,6 +174,8 @@ pub fn stream(
         log,
         dialect,
         pending,
+        encoding: None,
+        said_up_to: after,
         seen: after,
         over,
         output_said: false,
@@ -200,6 +206,10 @@ struct FrameStream {
     pacer: Pacer,
     /// Frames made of one batch and not said yet: as many as the dialect makes of one batch.
     pending: VecDeque<Frame>,
+    /// The frame before those on its way to bytes, with its number.
+    encoding: Option<(u64, BoxFuture<'static, Bytes>)>,
+    /// The number of the last frame said.
+    said_up_to: u64,
     /// The last event that was given to the dialect.
     seen: u64,
     /// The terminal event was among them.
@@ -212,9 +222,21 @@ impl FrameStream {
     /// What goes to the socket next; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(frame) = self.pending.pop_front() {
-                let bytes = encode(&frame).await;
+            if self.encoding.is_none()
+                && let Some(frame) = self.pending.pop_front()
+            {
+                self.encoding = Some((frame.id, Box::pin(encode(frame))));
+            }
+            if let Some((id, encoding)) = &mut self.encoding {
+                // Pictures of others may be encoded first: that takes its time, too.
+                let (id, due) = (*id, self.last_said + self.state.config.keep_alive);
+                let due = Instant::from_std(self.state.clock.instant(due));
+                let Ok(bytes) = timeout_at(due, encoding).await else {
+                    return Some(self.keep_alive(self.said_up_to).await);
+                };
+                self.encoding = None;
                 self.wait_for_room().await;
+                self.said_up_to = id;
                 return Some(self.say(bytes));
             }
             if self.over {
@@ -223,7 +245,7 @@ impl FrameStream {
             let silent_until = self.last_said + self.state.config.keep_alive;
             let news = self.log.wait_beyond(self.seen);
             if timeout_at(self.instant(silent_until), news).await.is_err() {
-                return Some(self.keep_alive().await);
+                return Some(self.keep_alive(self.seen).await);
             }
             self.wait_for_turn().await;
             self.take_batch();
@@ -283,16 +305,17 @@ impl FrameStream {
         bytes
     }
 
-    async fn keep_alive(&mut self) -> Bytes {
+    /// `id`: the client has been told everything up to this event.
+    async fn keep_alive(&mut self, id: u64) -> Bytes {
         match self.dialect.keep_alive() {
             KeepAlive::Frame(data) => {
                 let frame = Frame {
-                    id: self.seen,
+                    id,
                     event: None,
                     data,
                     pictures: Vec::new(),
                 };
-                let bytes = encode(&frame).await;
+                let bytes = encode(frame).await;
                 self.say(bytes)
             }
             KeepAlive::Comment => {
@@ -313,7 +336,7 @@ impl Drop for FrameStream {
     }
 }
 
-async fn encode(frame: &Frame) -> Bytes {
+async fn encode(frame: Frame) -> Bytes {
     debug_assert!(!frame.data.contains(['\n', '\r']), "data is one line");
     let mut text = format!("id: {}\n", frame.id);
     if let Some(event) = frame.event {

@@ -13,12 +13,12 @@ use super::blocking::on_blocking_pool;
 use super::error::ApiError;
 use super::openai::ReplyShape;
 use super::picture_parameters::PictureParameters;
-use super::requests::{Claim, KeyClaim, Readers, Request, abandon_when_unread};
+use super::requests::{Claim, KeyClaim, Reader, Readers, Request, abandon_when_unread};
 use super::{AppState, ServedModel};
 use crate::engine::{Permit, Submission};
 use crate::events::EventSink;
 use crate::events::store::{Lookup, SharedLog};
-use crate::intake::{Draft, Invalid};
+use crate::intake::Draft;
 use crate::job::{Job, RequestId};
 use crate::time::Clock;
 
@@ -105,6 +105,8 @@ pub struct Accepted {
     pub log: Arc<SharedLog>,
     /// What it asks for; `None` if this is an earlier request with the same idempotency key.
     pub job: Option<Arc<Job>>,
+    /// Whoever was told of the acceptance reads it, from before anybody could find it unread.
+    pub reader: Reader,
 }
 
 /// Admits a draft: takes a place in the engine before the prompt is tokenized, so that a full
@@ -175,6 +177,7 @@ pub async fn submit(
     if let Some(claim) = claim {
         claim.bind(id);
     }
+    let reader = request.reader();
     if let OnDisconnect::AbandonAfter(grace) = options.on_disconnect {
         tokio::spawn(abandon_when_unread(
             Arc::clone(&request),
@@ -191,6 +194,7 @@ pub async fn submit(
         request,
         log,
         job: Some(job),
+        reader,
     })
 }
 
@@ -214,10 +218,13 @@ async fn admit(model: &Arc<ServedModel>, draft: Draft) -> Result<(Job, Permit), 
     let model = Arc::clone(model);
     on_blocking_pool(move || {
         let job = model.intake.job(draft)?;
-        if let Job::Text(text) = &job {
-            permit.settle(text.prompt.len() as u64);
+        match &job {
+            Job::Text(text) => permit.settle(text.prompt.len() as u64),
+            Job::Image(image) => model
+                .engine
+                .hold_source(&mut permit, image.source_bytes())?,
         }
-        Ok::<_, Invalid>((job, permit))
+        Ok::<_, ApiError>((job, permit))
     })
     .await
 }
@@ -233,19 +240,19 @@ fn claim(
     caller: &Caller,
     idempotency: Idempotency,
 ) -> Result<Claimed, ApiError> {
-    match state
-        .requests
-        .claim(caller, idempotency.key, idempotency.fingerprint)
-    {
+    let log_of = |id| match state.store.get(id) {
+        Lookup::Found(log) => Some(log),
+        Lookup::Expired | Lookup::Unknown => None,
+    };
+    let Idempotency { key, fingerprint } = idempotency;
+    match state.requests.claim(caller, key, fingerprint, log_of) {
         Claim::New(claim) => Ok(Claimed::New(claim)),
-        Claim::Known(id) => {
-            let (request, log) = find(state, id, caller)?;
-            Ok(Claimed::Known(Accepted {
-                request,
-                log,
-                job: None,
-            }))
-        }
+        Claim::Known(request, log) => Ok(Claimed::Known(Accepted {
+            reader: request.reader(),
+            request,
+            log,
+            job: None,
+        })),
         Claim::InProgress => Err(ApiError::new(
             StatusCode::CONFLICT,
             "idempotency_key_in_progress",

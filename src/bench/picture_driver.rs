@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::BenchError;
 use crate::batch::{Next, Phase, PlannedRow, RowOutcome, Slot};
 use crate::job::{ImageJob, Job, Previews, SourceImage};
-use crate::model::Model;
 use crate::model::diffusion::DiffusionModel;
 use crate::model::diffusion::frontend::DiffusionFrontend;
 use crate::model::image_frontend::ImageFrontend;
+use crate::model::{Model, ModelError};
 use crate::picture::Picture;
 
 /// How much of the schedule a picture to begin from leaves: anything between 0 and 1.
@@ -157,6 +157,8 @@ impl PictureDriver {
         // A GPU goes on working when its orders have been given.
         self.model.synchronize()?;
         match outcomes.iter().find_map(failure) {
+            // A row whose beginning does not fit ends alone, with these words.
+            Some(why) if why.contains("out of memory") => Err(ModelError::OutOfMemory(why).into()),
             Some(why) => Err(BenchError::EndedEarly(why)),
             None => Ok(()),
         }

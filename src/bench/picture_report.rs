@@ -125,8 +125,9 @@ pub struct StepFigures {
     pub step: Timed,
     /// Rows times steps a second, of the median.
     pub row_steps_per_second: f64,
-    /// Reckoned, not measured: half as many guided pictures as rows, of [`PictureSetup::steps`] steps side by
-    /// side, with one decoding and one prompt each. None for an odd number of rows.
+    /// Reckoned, not measured: guided pictures of [`PictureSetup::steps`] steps side by side, half as many as
+    /// rows (or as many, where guidance is part of the network), with one decoding and one prompt each. None for
+    /// an odd number of rows, and where decoding or reading the prompt could not be measured.
     pub pictures_per_minute: Option<f64>,
 }
 

@@ -25,7 +25,8 @@ impl PictureReport {
         }
         let _ = writeln!(
             text,
-            "\npictures/min: reckoned from the medians, for half as many guided pictures as rows, {} steps each,",
+            "\npictures/min: reckoned from the medians, for guided pictures, {} steps each: half as many as rows, or as many where \
+             guidance is part of the network,",
             setup.steps
         );
         text.push_str("with one decoding and one prompt for each\n");

@@ -26,6 +26,7 @@ use crate::model::ModelError;
 use crate::model::device::DeviceSpec;
 use crate::model::diffusion::config::StableDiffusionConfig;
 use crate::model::diffusion::loader::{self, DiffusionAssets};
+use crate::model::image_frontend::ImageFrontend;
 use crate::model::sources::LoadFormat;
 use crate::time::RealClock;
 
@@ -73,10 +74,11 @@ pub(super) fn run(
         // Other families' shapes are not counted.
         shape: StableDiffusionConfig::read(folder).ok(),
         float_operations_per_second,
+        rows_per_picture: 1 + u32::from(assets.frontend.takes_negative_prompt()),
         clock,
     };
     let text = bench.text(sizes[0])?;
-    let reading = median(&text).unwrap_or(0.0);
+    let reading = median(&text);
     let sizes = sizes
         .iter()
         .map(|&size| bench.size(size, reading))
@@ -142,6 +144,8 @@ struct PictureBench<'a> {
     options: &'a EngineBench,
     shape: Option<StableDiffusionConfig>,
     float_operations_per_second: Option<f64>,
+    /// 2 where guidance takes a second row, 1 where it is part of the network.
+    rows_per_picture: u32,
     clock: RealClock,
 }
 
@@ -156,16 +160,24 @@ impl PictureBench<'_> {
         })
     }
 
-    /// `reading`: seconds that a prompt takes.
-    fn size(&mut self, (width, height): (u32, u32), reading: f64) -> Result<SizeLevel, BenchError> {
+    /// `reading`: seconds that a prompt takes, if that could be measured.
+    fn size(
+        &mut self,
+        (width, height): (u32, u32),
+        reading: Option<f64>,
+    ) -> Result<SizeLevel, BenchError> {
         let work = self
             .shape
             .as_ref()
             .map(|shape| PictureWork::of(shape, width, height));
         let job = Arc::new(Job::Image(self.driver.job(width, height)?));
         tracing::info!(width, height, "measuring decoding");
-        self.begin(1, &job)?;
+        let mut has_begun = false;
         let decode = self.point(1, work.map(|work| work.decode), |bench| {
+            if !has_begun {
+                bench.begin(1, &job)?;
+                has_begun = true;
+            }
             bench.time(PictureDriver::decode)
         })?;
         tracing::info!(width, height, "measuring encoding");
@@ -175,7 +187,9 @@ impl PictureBench<'_> {
             bench.driver.admit(1, &from_picture)?;
             bench.time(|driver| driver.begin(1))
         })?;
-        let own = reading + median(&decode).unwrap_or(0.0);
+        let own = reading
+            .zip(median(&decode))
+            .map(|(reading, decode)| reading + decode);
         let mut steps = Vec::new();
         let mut seconds_a_row = None;
         for &rows in &self.options.rows {
@@ -221,9 +235,10 @@ impl PictureBench<'_> {
         rows: u32,
         job: &Arc<Job>,
         work: Option<u64>,
-        own: f64,
+        own: Option<f64>,
     ) -> Result<Measured<StepFigures>, BenchError> {
         let mut left = 0;
+        let rows_per_picture = self.rows_per_picture;
         let work = work.map(|work| work * u64::from(rows));
         let measured = self.point(rows, work, |bench| {
             if left == 0 {
@@ -239,9 +254,9 @@ impl PictureBench<'_> {
                 let seconds = step.seconds.median;
                 Measured::Figures(Box::new(StepFigures {
                     row_steps_per_second: f64::from(rows) / seconds.max(f64::MIN_POSITIVE),
-                    pictures_per_minute: rows
-                        .is_multiple_of(2)
-                        .then(|| pictures_per_minute(rows / 2, STEPS, seconds, own)),
+                    pictures_per_minute: own.filter(|_| rows.is_multiple_of(rows_per_picture)).map(
+                        |own| pictures_per_minute(rows / rows_per_picture, STEPS, seconds, own),
+                    ),
                     step: *step,
                 }))
             }

@@ -125,13 +125,16 @@ fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
     Ok(EdgeConfig {
         max_frames_per_second: values.number("max_frames_per_second", 1..=1_000)?,
         keep_alive: values.millis("keep_alive_ms", 100..=HOUR_MS)?,
-        native_grace: values.millis("native_grace_ms", 0..=HOUR_MS)?,
+        // Between the acceptance and the first look at the events nobody reads a native request.
+        native_grace: values.millis("native_grace_ms", 1_000..=HOUR_MS)?,
         openai_grace: values.millis("openai_grace_ms", 0..=HOUR_MS)?,
         max_wait: values.seconds("max_wait_s", 0..=3_600)?,
         max_deadline: values.seconds("max_deadline_s", 1..=7 * DAY_S)?,
         max_connections: values.number("max_connections", 1..=MAX_COUNT)?,
         max_body_bytes: values.number("max_body_bytes", 1_024..=1 << 30)?,
         max_body_bytes_in_flight: values.number("max_body_bytes_in_flight", 1_024..=MAX_BYTES)?,
+        max_concurrent_intake: values.number("max_concurrent_intake", 1..=1_024)?,
+        max_concurrent_encodings: values.number("max_concurrent_encodings", 1..=1_024)?,
         max_header_bytes: values.number("max_header_bytes", 8_192..=1 << 20)?,
         max_headers: values.number("max_headers", 8..=1_024)?,
         header_read_timeout: values.millis("header_timeout_ms", 10..=HOUR_MS)?,
@@ -252,6 +255,7 @@ fn resolve_model(
     let model = ModelRef::parse(reference, catalogue)
         .map_err(|error| values.refuse("model", text, format!("a model: {error}")))?;
     let engine = engine(values)?;
+    let image_limits = image_limits(values, &engine)?;
     let load_format = match values.choice("load_format", &[("auto", false), ("dummy", true)])? {
         false => LoadFormat::Auto,
         true => LoadFormat::Dummy {
@@ -275,11 +279,20 @@ fn resolve_model(
             dtype: float_type(values, "dtype")?,
             decode_memory_bytes: values.number("decode_memory_bytes", 1 << 20..=1 << 40)?,
             max_image_pixels: values.number("max_image_pixels", 1..=MAX_IMAGE_PIXELS)?,
+            prompt_cache_bytes: values.number("prompt_cache_bytes", 0..=1 << 40)?,
         },
-        default_steps: values.optional_number("default_steps", 1..=1_000)?,
-        default_guidance_scale: guidance_scale(values)?,
+        default_steps: values
+            .optional_number("default_steps", 1..=u64::from(image_limits.max_steps))?,
+        default_guidance_scale: match values.text("default_guidance_scale") {
+            None => None,
+            Some(_) => Some(scale(
+                values,
+                "default_guidance_scale",
+                image_limits.max_guidance_scale,
+            )?),
+        },
         limits: limits(values, &engine)?,
-        image_limits: image_limits(values, &engine)?,
+        image_limits,
         engine,
         default_max_tokens: values.optional_number("default_max_tokens", 1..=MAX_TOKENS)?,
         model,
@@ -328,6 +341,7 @@ fn engine(values: &Values) -> Result<EngineConfig, ConfigError> {
         },
         max_queued_requests: values.number("max_queued_requests", 0..=MAX_COUNT)?,
         max_queued_tokens: values.number("max_queued_tokens", 1..=1 << 40)?,
+        max_queued_source_bytes: values.number("max_queued_source_bytes", 1..=1 << 40)?,
     })
 }
 
@@ -363,23 +377,21 @@ fn image_limits(values: &Values, engine: &EngineConfig) -> Result<ImageLimits, C
             .min(places(engine)),
         max_image_pixels: values.number("max_image_pixels", 64 * 64..=MAX_IMAGE_PIXELS)?,
         max_steps: values.number("max_steps", 1..=1_000)?,
+        max_previews: values.number("max_previews", 0..=1_000)?,
         max_prompt_bytes: values.number("max_prompt_bytes", 1..=1 << 30)?,
         max_prompt_chunks: values.number("max_prompt_chunks", 1..=64)?,
         max_source_pixels: values.number("max_source_pixels", 1..=MAX_IMAGE_PIXELS)?,
-        ..ImageLimits::default()
+        max_guidance_scale: scale(values, "max_guidance_scale", MAX_GUIDANCE_SCALE)?,
     })
 }
 
-fn guidance_scale(values: &Values) -> Result<Option<f32>, ConfigError> {
-    const EXPECTED: &str = "a number from 0 to 30";
-    let Some(text) = values.text("default_guidance_scale") else {
-        return Ok(None);
-    };
+/// A guidance scale up to `most`.
+fn scale(values: &Values, key: &'static str, most: f32) -> Result<f32, ConfigError> {
+    let text = values.text(key).unwrap_or_default();
     let scale = text.parse::<f32>().ok();
-    match scale.filter(|scale| (0.0..=30.0).contains(scale)) {
-        Some(scale) => Ok(Some(scale)),
-        None => Err(values.refuse("default_guidance_scale", text, EXPECTED)),
-    }
+    scale
+        .filter(|scale| (0.0..=most).contains(scale))
+        .ok_or_else(|| values.refuse(key, text, format!("a number from 0 to {most}")))
 }
 
 /// Rows that the engine could ever hold.
@@ -390,6 +402,8 @@ fn places(engine: &EngineConfig) -> u32 {
         .saturating_add(engine.max_queued_requests)
 }
 
+/// What a configuration may allow.
+const MAX_GUIDANCE_SCALE: f32 = 1_000.0;
 const TEMPERATURE: &str = "a number from 0 to 100";
 
 /// One line per section, and one each for the models and the hub. The origin is told of whatever is
@@ -475,6 +489,12 @@ mod tests {
         let config = resolve("", "", &[]).unwrap();
         assert_eq!(config.edge, EdgeConfig::default());
         assert_eq!(config.models[0].limits, TextLimits::default());
+        let images = ImageLimits {
+            // One setting for texts and pictures.
+            max_prompt_bytes: config.models[0].limits.max_prompt_bytes,
+            ..ImageLimits::default()
+        };
+        assert_eq!(config.models[0].image_limits, images);
         assert_eq!(
             config.models[0].text.batch_size,
             TextOptions::default().batch_size
@@ -567,6 +587,21 @@ mod tests {
                 vec![],
                 "prefix_cache_tokens = \"-1\" (from --prefix-cache-tokens) must be a whole number from 0",
             ),
+            ("--native-grace-ms 0", "", vec![], "from 1000 to"),
+            ("--max-concurrent-encodings 0", "", vec![], "from 1 to"),
+            (
+                "--max-steps 20 --default-steps 50",
+                "",
+                vec![],
+                "from 1 to 20",
+            ),
+            (
+                "--max-guidance-scale 5 --default-guidance-scale 7.5",
+                "",
+                vec![],
+                "from 0 to 5",
+            ),
+            ("--max-guidance-scale NaN", "", vec![], "from 0 to 1000"),
             ("--host example.org", "", vec![], "an IP address"),
             ("--host 0.0.0.0", "", vec![], "api_key_file"),
             ("--host ::", "", vec![], "allow_unauthenticated"),

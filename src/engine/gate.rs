@@ -1,4 +1,4 @@
-//! Who may come in: counts of rows and prompt tokens in the engine, and when to come back.
+//! Who may come in: counts of rows, prompt tokens and source pictures in the engine, and when to come back.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -19,8 +19,10 @@ pub(super) struct Gate {
     max_rows: u32,
     max_queued_requests: u32,
     max_tokens: u64,
+    max_source_bytes: u64,
     rows: AtomicU32,
     tokens: AtomicU64,
+    source_bytes: AtomicU64,
     /// When the latest requests ended, oldest first.
     ends: Mutex<VecDeque<Time>>,
 }
@@ -34,8 +36,10 @@ impl Gate {
                 .saturating_add(config.max_queued_requests),
             max_queued_requests: config.max_queued_requests,
             max_tokens: config.max_queued_tokens,
+            max_source_bytes: config.max_queued_source_bytes,
             rows: AtomicU32::new(0),
             tokens: AtomicU64::new(0),
+            source_bytes: AtomicU64::new(0),
             ends: Mutex::new(VecDeque::new()),
         }
     }
@@ -72,6 +76,7 @@ impl Gate {
             gate: Arc::clone(self),
             rows,
             tokens: 0,
+            source_bytes: 0,
         };
         self.tokens
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
@@ -113,11 +118,6 @@ impl Gate {
         }
         ends.push_back(now);
     }
-
-    /// Prompt tokens in the engine.
-    pub(super) fn tokens(&self) -> u64 {
-        self.tokens.load(Ordering::Acquire)
-    }
 }
 
 /// A place in the engine, held from before tokenizing until the request has ended.
@@ -127,9 +127,36 @@ pub struct Permit {
     gate: Arc<Gate>,
     rows: u32,
     tokens: u64,
+    source_bytes: u64,
 }
 
 impl Permit {
+    /// Prompt tokens that it counts for.
+    pub(super) fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Counts the picture that the request begins from, `bytes` of it, decoded; or says that there are too
+    /// many. An engine that holds none takes any: how large one may be is for intake to say.
+    pub(super) fn hold_source(&mut self, bytes: u64, now: Time) -> Result<(), Reject> {
+        let gate = &self.gate;
+        if bytes == 0 {
+            return Ok(());
+        }
+        gate.source_bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+                let sum = taken.saturating_add(bytes);
+                (taken == 0 || sum <= gate.max_source_bytes).then_some(sum)
+            })
+            .map_err(|_| Reject::QueueFull {
+                what: "max_queued_source_bytes",
+                limit: gate.max_source_bytes,
+                retry_after: gate.retry_after(now, 1.0),
+            })?;
+        self.source_bytes += bytes;
+        Ok(())
+    }
+
     /// Replaces the estimate of prompt tokens by the true number. Never refuses.
     pub fn settle(&mut self, prompt_tokens: u64) {
         self.gate.tokens.fetch_add(prompt_tokens, Ordering::AcqRel);
@@ -142,6 +169,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.rows.fetch_sub(self.rows, Ordering::AcqRel);
         self.gate.tokens.fetch_sub(self.tokens, Ordering::AcqRel);
+        let source_bytes = &self.gate.source_bytes;
+        source_bytes.fetch_sub(self.source_bytes, Ordering::AcqRel);
     }
 }
 
@@ -160,6 +189,7 @@ mod tests {
             },
             max_queued_requests: 0,
             max_queued_tokens: 100,
+            max_queued_source_bytes: 1_000,
         }))
     }
 
@@ -186,6 +216,24 @@ mod tests {
         check(Duration::from_millis(1), 1, 1);
         check(Duration::from_secs(3), 40, 60);
         check(Duration::ZERO, 1, 1);
+    }
+
+    #[test]
+    fn pictures_are_counted_until_their_requests_end() {
+        let gate = gate(40);
+        let place = || gate.reserve(1, 1, Time::ZERO).expect("there is room");
+        let (mut first, mut second, mut third) = (place(), place(), place());
+        assert_eq!(first.hold_source(600, Time::ZERO), Ok(()));
+        assert_eq!(second.hold_source(400, Time::ZERO), Ok(()));
+        let Err(Reject::QueueFull { what, limit, .. }) = third.hold_source(1, Time::ZERO) else {
+            panic!("it is not full");
+        };
+        assert_eq!((what, limit), ("max_queued_source_bytes", 1_000));
+        drop(first);
+        assert_eq!(third.hold_source(600, Time::ZERO), Ok(()));
+        drop((second, third));
+        // One that is too large by itself finds room when there is none beside it.
+        assert_eq!(place().hold_source(5_000, Time::ZERO), Ok(()));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::gate::{Gate, Permit};
 use super::mailbox::{CancelKind, Delivery, Mailbox};
+use super::open_log::OpenLog;
 use super::{EngineConfig, EngineState, Observer, Reject, Snapshot, Submission};
 use crate::job::RequestId;
 use crate::time::{Clock, Time};
@@ -133,6 +134,17 @@ impl EngineHandle {
             .inspect_err(|reject| shared.observer.rejected(&shared.model, reject))
     }
 
+    /// Counts the picture that a request with this place begins from, `bytes` of it, decoded.
+    ///
+    /// # Errors
+    /// [`Reject::QueueFull`]: there are too many in the engine.
+    pub fn hold_source(&self, permit: &mut Permit, bytes: u64) -> Result<(), Reject> {
+        let shared = self.shared();
+        permit
+            .hold_source(bytes, shared.clock.now())
+            .inspect_err(|reject| shared.observer.rejected(&shared.model, reject))
+    }
+
     /// Hands the request to the engine. Its log is closed by exactly one terminal event, whatever
     /// happens. A request's id is its own: no two live ones share it.
     ///
@@ -141,9 +153,12 @@ impl EngineHandle {
     pub fn submit(&self, permit: Permit, submission: Submission) -> Result<(), Reject> {
         let shared = self.shared();
         let delivery = Delivery {
-            submission,
+            id: submission.id,
+            job: submission.job,
+            deadline: submission.deadline,
             permit,
             submitted: shared.clock.now(),
+            log: OpenLog::new(submission.log, Arc::clone(&shared.clock)),
         };
         shared
             .mailbox

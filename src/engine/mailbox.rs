@@ -5,19 +5,24 @@
 //! all, and nothing can pile up.
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::Reject;
 use super::gate::Permit;
-use super::{Reject, Submission};
-use crate::job::RequestId;
+use super::open_log::OpenLog;
+use crate::job::{Job, RequestId};
 use crate::time::Time;
 
-/// A submission with the place it holds.
+/// A submission with the place it holds. The place is given back before the log is closed, also where
+/// this is merely dropped.
 pub(super) struct Delivery {
-    pub(super) submission: Submission,
+    pub(super) id: RequestId,
+    pub(super) job: Arc<Job>,
+    pub(super) deadline: Option<Time>,
     pub(super) permit: Permit,
     pub(super) submitted: Time,
+    pub(super) log: OpenLog,
 }
 
 /// Why a request is to be ended from outside.
@@ -58,9 +63,10 @@ impl Mailbox {
     pub(super) fn post(&self, delivery: Delivery) -> Result<(), Reject> {
         let mut state = self.lock();
         if let Some(refusal) = &state.refusal {
+            delivery.log.leave_alone();
             return Err(refusal.clone());
         }
-        state.live.insert(delivery.submission.id, false);
+        state.live.insert(delivery.id, false);
         state.mail.submissions.push(delivery);
         self.ring(state);
         Ok(())

@@ -7,6 +7,7 @@
 mod gate;
 mod handle;
 mod mailbox;
+mod open_log;
 mod request;
 mod thread;
 pub mod turn;
@@ -35,6 +36,8 @@ pub struct EngineConfig {
     pub max_queued_requests: u32,
     /// Prompt tokens of all requests in the engine.
     pub max_queued_tokens: u64,
+    /// Bytes of the pictures that all requests in the engine begin from, decoded.
+    pub max_queued_source_bytes: u64,
 }
 
 /// Where an engine is in its life.
@@ -58,7 +61,7 @@ pub enum Reject {
     /// The queue is full (429).
     #[error("the queue is full: {what} is limited to {limit}")]
     QueueFull {
-        /// `max_queued_requests` or `max_queued_tokens`.
+        /// `max_queued_requests`, `max_queued_tokens` or `max_queued_source_bytes`.
         what: &'static str,
         /// Its value.
         limit: u64,
@@ -105,7 +108,7 @@ pub struct Snapshot {
     pub memory_units_total: u32,
     /// How the model's prefix cache stands.
     pub cache: CacheReport,
-    /// Prompt tokens of the requests in the engine.
+    /// Prompt tokens of the requests in the engine, without those that are still being tokenized.
     pub queued_tokens: u64,
     /// When a request that came now would start, if that can be told.
     pub eta: Option<Duration>,
@@ -140,7 +143,7 @@ pub struct StepReport {
     pub iterate_rows: u32,
     /// Rows in `Finish`.
     pub finish_rows: u32,
-    /// Units of `Begin` work done (prompt tokens).
+    /// Prompt tokens computed; 0 for pictures.
     pub begin_work: u32,
     /// Units of `Iterate` and `Finish` work done: a text's row is one, a picture's what its model says.
     pub units: u32,

@@ -3,19 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::RequestEnd;
 use super::gate::Permit;
 use super::mailbox::Delivery;
-use super::{RequestEnd, Submission};
+use super::open_log::OpenLog;
 use crate::batch::{Emission, FinishReason, Phase, Slot, Usage};
 use crate::events::{EventKind, Failure, FailureKind};
-use crate::job::{Job, Previews, RowId};
+use crate::job::{Job, Previews, RequestId, RowId};
 use crate::picture::Picture;
 use crate::scheduler::{Endings, Place};
 use crate::time::Time;
 
 /// A request between its submission and its terminal event.
 pub(super) struct Request {
-    pub(super) submission: Submission,
+    pub(super) id: RequestId,
+    pub(super) job: Arc<Job>,
+    pub(super) deadline: Option<Time>,
     pub(super) submitted: Time,
     choices: Vec<Choice>,
     usage: Usage,
@@ -23,6 +26,8 @@ pub(super) struct Request {
     told: Option<Told>,
     /// Its place in the engine, given back when this is dropped.
     permit: Permit,
+    /// After the place: who reads the end finds the place free, also where this is merely dropped.
+    log: OpenLog,
 }
 
 /// One answer of the request.
@@ -73,18 +78,21 @@ pub(super) enum TokenGap {
 
 impl Request {
     pub(super) fn new(delivery: Delivery) -> Self {
-        let rows = delivery.submission.job.rows();
+        let rows = delivery.job.rows();
         Request {
             usage: Usage {
-                prompt_tokens: prompt_tokens(&delivery.submission.job),
+                prompt_tokens: prompt_tokens(&delivery.job),
                 ..Usage::default()
             },
             choices: (0..rows).map(|_| Choice::default()).collect(),
-            submission: delivery.submission,
+            id: delivery.id,
+            job: delivery.job,
+            deadline: delivery.deadline,
             submitted: delivery.submitted,
             started: false,
             told: None,
             permit: delivery.permit,
+            log: delivery.log,
         }
     }
 
@@ -93,7 +101,7 @@ impl Request {
     }
 
     pub(super) fn append(&self, at: Time, kind: EventKind) {
-        self.submission.log.append(at, kind);
+        self.log.append(at, kind);
     }
 
     /// Appends the request's place in the queue if that is news.
@@ -216,9 +224,19 @@ impl Request {
             choice: row,
             step,
             picture,
-            kept: matches!(&self.submission.job.image().previews, Previews::After(_)),
+            kept: matches!(&self.job.image().previews, Previews::After(_)),
         };
         self.append(at, event);
+    }
+
+    /// Prompt tokens that it counts for in the queue.
+    pub(super) fn queued_tokens(&self) -> u64 {
+        self.permit.tokens()
+    }
+
+    /// Denoising steps that a row has done.
+    pub(super) fn steps_done(&self, row: u32) -> u32 {
+        self.choices[row as usize].steps_done
     }
 
     fn count_tokens(&mut self, at: Time, row: u32, tokens: usize) -> Vec<TokenGap> {
@@ -291,7 +309,7 @@ impl Request {
     /// Gives the place back, then writes the terminal event: who reads it finds the place free.
     fn close(self, at: Time, terminal: EventKind) {
         drop(self.permit);
-        self.submission.log.append(at, terminal);
+        self.log.close(at, terminal);
     }
 }
 

@@ -59,7 +59,12 @@ fn run(
             "the service was stopped".to_owned(),
         ),
         Err(panic) => {
-            let reason = format!("its thread panicked: {}", panic_message(&*panic));
+            // What a panic says may quote what it was given, which is a client's.
+            tracing::trace!(
+                message = panic_message(&*panic),
+                "an engine's thread panicked"
+            );
+            let reason = "its thread panicked".to_owned();
             (
                 Reject::Dead(reason.clone()),
                 FailureKind::EngineDead,

@@ -5,6 +5,7 @@
 //! thread calls it with real time, the simulation with its own.
 
 use std::any::Any;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::request::{Request, TokenGap};
 use super::{EngineConfig, EngineState, Observer, Reject, RequestEnd, Snapshot, StepReport};
 use crate::batch::{Admission, Emission, Next, Phase, PlannedRow, RowOutcome, Slot, StepPlan};
 use crate::events::FailureKind;
-use crate::job::{RequestId, RowId};
+use crate::job::{Job, RequestId, RowId};
 use crate::model::{Model, ModelError};
 use crate::scheduler::{Endings, Entry, RowResult, Scheduler};
 use crate::time::{Clock, Time};
@@ -141,17 +142,23 @@ impl Engine {
     }
 
     fn accept(&mut self, now: Time, delivery: Delivery) {
-        let id = delivery.submission.id;
         let mut request = Request::new(delivery);
-        let job = &*request.submission.job;
-        let cost = self.model.cost(job);
+        let (id, job) = (request.id, Arc::clone(&request.job));
+        let priced = contain(|| Ok((self.model.key(&job), self.model.cost(&job))));
+        let (key, cost) = match priced {
+            Ok(priced) => priced,
+            Err(error) => {
+                self.requests.insert(id, request);
+                return self.fail(now, id, FailureKind::Row, &error.to_string());
+            }
+        };
         let limit = self.scheduler.capacity().memory_units;
         let entry = Entry {
             request: id,
             rows: job.rows(),
-            key: self.model.key(job),
+            key,
             cost,
-            deadline: request.submission.deadline,
+            deadline: request.deadline,
         };
         if cost.memory_units > limit {
             let message = format!(
@@ -198,7 +205,7 @@ impl Engine {
             let Some(request) = self.requests.get_mut(&row.request) else {
                 continue;
             };
-            let job = Arc::clone(&request.submission.job);
+            let job = Arc::clone(&request.job);
             self.rows[slot.index()] = Some(row);
             match contain(|| self.model.admit(slot, &job, row.choice)) {
                 Ok(admitted) => {
@@ -225,6 +232,7 @@ impl Engine {
     /// a cancelled row says nothing more; the answer is [`Engine::read_mail`]'s.
     fn run_pass(&mut self, clock: &dyn Clock, started: Time, run: &[PlannedRow]) -> Option<Time> {
         self.steps += 1;
+        let reads_tokens = self.reads_tokens(run);
         let outcome = {
             let _span = tracing::debug_span!(
                 "step",
@@ -242,10 +250,19 @@ impl Engine {
             Ok(outcomes) => self.move_on(now, run, outcomes),
             Err(error) => self.fail_pass(now, run, &error),
         }
-        self.shared
-            .observer
-            .step(&self.shared.model, &step_report(started, now, run));
+        self.shared.observer.step(
+            &self.shared.model,
+            &step_report(started, now, run, reads_tokens),
+        );
         drain
+    }
+
+    /// Whether the `Begin` work of these rows is prompt tokens: pictures count otherwise.
+    fn reads_tokens(&self, run: &[PlannedRow]) -> bool {
+        run.first()
+            .and_then(|planned| self.rows[planned.slot.index()])
+            .and_then(|row| self.requests.get(&row.request))
+            .is_some_and(|request| matches!(&*request.job, Job::Text(_)))
     }
 
     /// Writes down what each row said, and frees those that are done.
@@ -307,19 +324,37 @@ impl Engine {
         }
     }
 
-    /// The pass failed as a whole. If memory ran out, rows that only began are the ones that asked
-    /// for more than there was; else nobody can be told from the others.
+    /// The pass failed as a whole.
     fn fail_pass(&mut self, now: Time, run: &[PlannedRow], error: &ModelError) {
         tracing::error!(engine = %self.shared.model, rows = run.len(), %error, "a step failed");
-        let beginners_only = matches!(error, ModelError::OutOfMemory(_))
-            && run.iter().any(|planned| planned.phase == Phase::Begin);
-        for planned in run {
-            if beginners_only && planned.phase != Phase::Begin {
-                continue;
-            }
-            if let Some(row) = self.rows[planned.slot.index()] {
-                self.fail(now, row.request, FailureKind::Step, &error.to_string());
-            }
+        for row in self.blamed(run, error) {
+            self.fail(now, row.request, FailureKind::Step, &error.to_string());
+        }
+    }
+
+    /// Which rows a failed pass takes along. If memory ran out, whoever came last asked for more than there
+    /// was: of pictures in denoising the youngest (their beginning only reads the prompt, and what goes wrong
+    /// there ends it alone), of texts those that only begin. Else nobody can be told from the others.
+    fn blamed(&self, run: &[PlannedRow], error: &ModelError) -> Vec<RowId> {
+        let of_phase = |phase: Option<Phase>| {
+            run.iter()
+                .filter(move |planned| phase.is_none_or(|phase| planned.phase == phase))
+                .filter_map(|planned| self.rows[planned.slot.index()])
+        };
+        if !matches!(error, ModelError::OutOfMemory(_)) {
+            return of_phase(None).collect();
+        }
+        let youngest = of_phase(Some(Phase::Iterate))
+            .filter_map(|row| Some((self.requests.get(&row.request)?, row)))
+            .filter(|(request, _)| matches!(&*request.job, Job::Image(_)))
+            .min_by_key(|(request, row)| (request.steps_done(row.choice), Reverse(*row)));
+        if let Some((_, row)) = youngest {
+            return vec![row];
+        }
+        let beginners: Vec<RowId> = of_phase(Some(Phase::Begin)).collect();
+        match beginners.is_empty() {
+            true => of_phase(None).collect(),
+            false => beginners,
         }
     }
 
@@ -364,7 +399,7 @@ impl Engine {
             memory_units_used: self.scheduler.memory_units_used(),
             memory_units_total: capacity.memory_units,
             cache: self.model.cache_report(),
-            queued_tokens: self.shared.gate.tokens(),
+            queued_tokens: self.requests.values().map(Request::queued_tokens).sum(),
             eta: self.scheduler.newcomer_eta(now).map(|eta| eta - now),
         });
     }
@@ -376,6 +411,8 @@ impl Engine {
             let fail = |request: Request| request.fail(now, kind, message);
             self.shared.close_log(now, request, fail);
         }
+        // Nothing waits or runs any more.
+        self.shared.publish(Snapshot::default());
     }
 }
 
@@ -398,7 +435,8 @@ impl Shared {
     }
 }
 
-fn step_report(started: Time, now: Time, run: &[PlannedRow]) -> StepReport {
+/// `reads_tokens`: `Begin` work is prompt tokens.
+fn step_report(started: Time, now: Time, run: &[PlannedRow], reads_tokens: bool) -> StepReport {
     let mut report = StepReport {
         duration: now - started,
         ..StepReport::default()
@@ -407,7 +445,7 @@ fn step_report(started: Time, now: Time, run: &[PlannedRow]) -> StepReport {
         match planned.phase {
             Phase::Begin => {
                 report.begin_rows += 1;
-                report.begin_work += planned.work;
+                report.begin_work += if reads_tokens { planned.work } else { 0 };
             }
             Phase::Iterate => {
                 report.iterate_rows += 1;
@@ -436,10 +474,9 @@ fn phase_name(run: &[PlannedRow]) -> &'static str {
 /// Calls into the model; a panic is an error like any other, and the engine goes on.
 fn contain<T>(call: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        Err(ModelError::Device(format!(
-            "the model panicked: {}",
-            panic_message(&*panic)
-        )))
+        // What a panic says may quote what it was given, which is the client's.
+        tracing::trace!(message = panic_message(&*panic), "the model panicked");
+        Err(ModelError::Device("the model panicked".to_owned()))
     })
 }
 

@@ -264,7 +264,7 @@ impl Fields {
 }
 
 /// A name that came from outside, short enough to be repeated.
-fn shortened(name: &str) -> String {
+pub fn shortened(name: &str) -> String {
     const LONGEST_NAME_CHARS: usize = 64;
     name.chars().take(LONGEST_NAME_CHARS).collect()
 }
@@ -311,7 +311,9 @@ fn name_before(body: &[u8], offset: usize) -> Option<String> {
     let before_quote = before_colon.strip_suffix(b"\"")?;
     let opening = before_quote.iter().rposition(|&byte| byte == b'"')?;
     let name = std::str::from_utf8(&before_quote[opening + 1..]).ok()?;
-    Some(name.to_owned())
+    // Within a text that is cut short this may be what a client says and no name: fields have plain ones.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.".contains(&byte);
+    (!name.is_empty() && name.bytes().all(is_plain)).then(|| name.to_owned())
 }
 
 #[cfg(test)]
@@ -339,6 +341,12 @@ mod tests {
                 "{body}"
             );
         }
+    }
+
+    #[test]
+    fn a_broken_text_is_not_quoted() {
+        let body = r#"{"prompt": "he wrote \"my deepest secret\": "#;
+        assert_eq!(fault_of(body), (InvalidKind::Body, String::new()));
     }
 
     #[test]

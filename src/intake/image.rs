@@ -4,6 +4,7 @@ mod draft;
 mod scale;
 
 use std::collections::hash_map::RandomState;
+use std::fmt::Display;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use draft::{FieldNames, ImageDraft, PreviewDraft};
 
 use super::{Invalid, InvalidKind};
-use crate::job::{ImageJob, Previews, PromptTokens, SourceImage};
+use crate::job::{ImageJob, Previews, PromptTokens, ScheduleName, SourceImage};
 use crate::model::image_frontend::ImageFrontend;
 use crate::picture::{Mask, Picture};
 
@@ -26,6 +27,8 @@ pub struct ImageLimits {
     pub max_image_pixels: u32,
     /// Steps of a schedule.
     pub max_steps: u32,
+    /// States of one picture that are shown because they were asked for by number: all of them are kept.
+    pub max_previews: u32,
     /// Bytes of a prompt, and of a negative prompt.
     pub max_prompt_bytes: usize,
     /// Windows of 75 tokens that a prompt may take.
@@ -42,6 +45,7 @@ impl Default for ImageLimits {
             max_images: 10,
             max_image_pixels: 1 << 20,
             max_steps: 150,
+            max_previews: 50,
             max_prompt_bytes: 64 << 10,
             max_prompt_chunks: 3,
             max_source_pixels: 16 << 20,
@@ -82,6 +86,28 @@ impl Default for ImageDefaults {
     }
 }
 
+impl ImageDefaults {
+    /// The same within a model's limits: what a client leaves out must not be refused. Width and height are
+    /// multiples of `factor`.
+    #[must_use]
+    pub fn within(self, limits: &ImageLimits, factor: u32) -> Self {
+        let size = (self.width, self.height);
+        let most = limits.max_image_pixels;
+        let fits = u64::from(size.0) * u64::from(size.1) <= u64::from(most);
+        let (width, height) = match fits {
+            true => size,
+            false => fitted(size, factor, most, most / factor),
+        };
+        ImageDefaults {
+            width,
+            height,
+            steps: self.steps.min(limits.max_steps),
+            guidance_scale: self.guidance_scale.min(limits.max_guidance_scale),
+            ..self
+        }
+    }
+}
+
 /// One image model's intake.
 pub struct ImageIntake {
     /// Its tokenizers and its schedules.
@@ -100,7 +126,8 @@ impl ImageIntake {
     /// # Errors
     /// None, or more than `max_images`.
     pub fn rows(&self, draft: &ImageDraft) -> Result<u32, Invalid> {
-        whole_between(draft.names.n, draft.n, 1, 1, self.limits.max_images)
+        let range = (1, self.limits.max_images, "max_images");
+        whole_between(draft.names.n, draft.n, 1, range)
     }
 
     /// Turns a draft into a job. Tokenizes, decodes and scales pictures, so call it on the blocking pool.
@@ -114,17 +141,15 @@ impl ImageIntake {
             names.steps,
             draft.steps,
             self.defaults.steps,
-            1,
-            self.limits.max_steps,
+            (1, self.limits.max_steps, "max_steps"),
         )?;
         let guidance_scale = number_between(
             names.guidance_scale,
             draft.guidance_scale,
             self.defaults.guidance_scale.into(),
-            0.0,
-            self.limits.max_guidance_scale.into(),
+            (self.limits.max_guidance_scale.into(), "max_guidance_scale"),
         )? as f32;
-        let eta = number_between("eta", draft.eta, 0.0, 0.0, 1.0)?;
+        let eta = number_between("eta", draft.eta, 0.0, (1.0, ""))?;
         let wanted = draft
             .schedule
             .as_deref()
@@ -133,6 +158,12 @@ impl ImageIntake {
             .frontend
             .schedule(wanted)
             .map_err(|message| Invalid::value(names.schedule, message))?;
+        if let Some(eta) = draft.eta.filter(|eta| *eta != 0.0)
+            && schedule != ScheduleName::Ddim
+        {
+            let message = format!("is {eta}; only {} reads it", ScheduleName::Ddim);
+            return Err(Invalid::value("eta", message));
+        }
         let given = self.source(&draft)?;
         let (width, height) = self.size(&draft, given.as_ref())?;
         let source = given.map(|given| given.scaled(width, height));
@@ -181,23 +212,43 @@ impl ImageIntake {
             let message = format!("leaves none of {steps} steps to be run");
             return Err(Invalid::value(names.strength, message));
         }
-        job.previews = previews(draft.previews, job.iterations());
+        job.previews = self.previews(draft.previews, job.iterations())?;
         self.frontend
             .check(&job)
             .map_err(|message| Invalid::value(names.schedule, message))?;
         Ok(job)
     }
 
+    /// Which of `steps` steps are shown, within `max_previews`.
+    fn previews(&self, draft: PreviewDraft, steps: u32) -> Result<Previews, Invalid> {
+        let most = self.limits.max_previews;
+        match draft {
+            // More than there are steps are none that could be shown.
+            PreviewDraft::Count(count) if count.min(steps) > most => {
+                let message = format!("asks for {count}; the limit is {most} (max_previews)");
+                Err(Invalid::value("previews", message))
+            }
+            draft => Ok(previews(draft, steps)),
+        }
+    }
+
     /// Width and height. Where neither is given, a source's own proportions count, as far as its size can
     /// be drawn.
     fn size(&self, draft: &ImageDraft, given: Option<&Given>) -> Result<(u32, u32), Invalid> {
         let (factor, most) = (self.size_factor, self.limits.max_image_pixels);
+        let longest = (most / factor).min(self.frontend.max_edge());
         if let (None, None, Some(given)) = (draft.width, draft.height, given) {
-            return Ok(fitted(&given.picture, factor, most));
+            let size = (given.picture.width(), given.picture.height());
+            return Ok(fitted(size, factor, most, longest));
         }
         let names = draft.names;
         let side = |name: &'static str, given: Option<u64>, otherwise: u32| {
-            let side = whole_between(name, given, otherwise, factor, most / factor)?;
+            let side = whole_between(
+                name,
+                given,
+                otherwise,
+                (factor, longest, "max_image_pixels"),
+            )?;
             if side % factor == 0 {
                 return Ok(side);
             }
@@ -236,8 +287,7 @@ impl ImageIntake {
             names.strength,
             draft.strength,
             self.defaults.strength,
-            0.0,
-            1.0,
+            (1.0, ""),
         )?;
         let (picture, mask) = match &draft.mask {
             Some(mask) => {
@@ -271,7 +321,10 @@ impl ImageIntake {
     fn tokens(&self, field: &str, text: &str) -> Result<Arc<[PromptTokens]>, Invalid> {
         let most = self.limits.max_prompt_bytes;
         if text.len() > most {
-            let message = format!("is {} bytes long; the limit is {most}", text.len());
+            let message = format!(
+                "is {} bytes long; the limit is {most} (max_prompt_bytes)",
+                text.len()
+            );
             return Err(Invalid::value(field, message));
         }
         self.frontend
@@ -298,12 +351,12 @@ impl Given {
     }
 }
 
-/// The picture's size, or the nearest below with about its proportions whose sides are multiples of
-/// `factor` and that has at most `most` pixels.
-fn fitted(picture: &Picture, factor: u32, most: u32) -> (u32, u32) {
-    let (width, height) = (f64::from(picture.width()), f64::from(picture.height()));
+/// This size, or the nearest below with about its proportions whose sides are multiples of `factor` and at
+/// most `longest`, and that has at most `most` pixels.
+fn fitted((width, height): (u32, u32), factor: u32, most: u32, longest: u32) -> (u32, u32) {
+    let (width, height) = (f64::from(width), f64::from(height));
     let shrink = (f64::from(most) / (width * height)).sqrt().min(1.0);
-    let longest = most / factor / factor * factor;
+    let longest = longest / factor * factor;
     let side = |side: f64| {
         let whole = (side * shrink) as u32 / factor * factor;
         whole.clamp(factor, longest.max(factor))
@@ -329,36 +382,40 @@ fn previews(draft: PreviewDraft, steps: u32) -> Previews {
     }
 }
 
+/// A whole number within `(least, most, name)`: the name that the upper limit has in the configuration.
 fn whole_between(
     field: &str,
     given: Option<u64>,
     otherwise: u32,
-    least: u32,
-    most: u32,
+    (least, most, limit): (u32, u32, &str),
 ) -> Result<u32, Invalid> {
     let value = given.unwrap_or(u64::from(otherwise));
     u32::try_from(value)
         .ok()
         .filter(|value| (least..=most).contains(value))
-        .ok_or_else(|| {
-            let message = format!("is {value}; it must be {least} to {most}");
-            Invalid::value(field, message)
-        })
+        .ok_or_else(|| Invalid::value(field, out_of_range(value, least, most, limit)))
 }
 
+/// A number from 0 to `most`; `limit` is the name that this has in the configuration, if it has one.
 fn number_between(
     field: &str,
     given: Option<f64>,
     otherwise: f64,
-    least: f64,
-    most: f64,
+    (most, limit): (f64, &str),
 ) -> Result<f64, Invalid> {
     let value = given.unwrap_or(otherwise);
-    if (least..=most).contains(&value) {
-        return Ok(value);
+    match (0.0..=most).contains(&value) {
+        true => Ok(value),
+        false => Err(Invalid::value(field, out_of_range(value, 0, most, limit))),
     }
-    let message = format!("is {value}; it must be {least} to {most}");
-    Err(Invalid::value(field, message))
+}
+
+fn out_of_range(value: impl Display, least: u32, most: impl Display, limit: &str) -> String {
+    let name = match limit {
+        "" => String::new(),
+        limit => format!(" ({limit})"),
+    };
+    format!("is {value}; it must be {least} to {most}{name}")
 }
 
 #[cfg(test)]

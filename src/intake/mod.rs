@@ -15,7 +15,7 @@ mod prompt;
 mod salt;
 
 pub use draft::{ChatPrompt, Prompt, TextDraft};
-pub use fields::Fields;
+pub use fields::{Fields, shortened};
 pub use image::{ImageDefaults, ImageDraft, ImageIntake, ImageLimits};
 pub use limits::{TextDefaults, TextLimits};
 

@@ -25,6 +25,11 @@ pub trait ImageFrontend: Send + Sync {
     /// No such schedule, or none that this model can use.
     fn schedule(&self, name: Option<&str>) -> Result<(ScheduleName, bool), String>;
 
+    /// Pixels of the longest edge that a picture may have, whatever its other one.
+    fn max_edge(&self) -> u32 {
+        u32::MAX
+    }
+
     /// The names that [`schedule`](Self::schedule) knows, as the web UI writes them, with ours.
     fn schedule_names(&self) -> Vec<(&'static str, &'static str)>;
 

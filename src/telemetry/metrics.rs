@@ -209,7 +209,7 @@ impl ModelFamilies {
             ),
             prefill_tokens: family!(
                 "prefill_tokens",
-                "Prompt tokens computed, counted per row",
+                "Prompt tokens computed, counted per row; of text models only",
                 Family::default()
             ),
             generation_tokens: family!(
@@ -246,15 +246,19 @@ impl ModelFamilies {
             ),
             queue_eta_seconds: family!(
                 "queue_eta_seconds",
-                "Expected wait of a request that came now",
+                "Expected wait of a request that came now; NaN while it cannot be told",
                 Family::default()
             ),
             kv_blocks_used: family!(
                 "kv_blocks_used",
-                "KV cache blocks that running rows have reserved; a shared one counts once for each row",
+                "Memory units (of a text model KV cache blocks) that running rows have reserved; a shared one counts once for each row",
                 Family::default()
             ),
-            kv_blocks_total: family!("kv_blocks_total", "KV cache blocks", Family::default()),
+            kv_blocks_total: family!(
+                "kv_blocks_total",
+                "Memory units (of a text model KV cache blocks)",
+                Family::default()
+            ),
             kv_blocks_cached: family!(
                 "kv_blocks_cached",
                 "KV cache blocks that no row holds, kept for prompts that begin alike",
@@ -315,9 +319,10 @@ pub(super) const ENDS: [&str; 9] = [
     "abandoned",
 ];
 /// Refusals, as the `reason` label has them.
-const REFUSALS: [&str; 5] = [
+const REFUSALS: [&str; 6] = [
     "queue_full_requests",
     "queue_full_tokens",
+    "queue_full_source_bytes",
     "loading",
     "draining",
     "engine_dead",

@@ -85,7 +85,8 @@ impl Observer for Metrics {
             return;
         };
         let tokens = i64::try_from(snapshot.queued_tokens).unwrap_or(i64::MAX);
-        let eta = snapshot.eta.unwrap_or_default();
+        // What cannot be told is no number: 0 would say that there is no wait.
+        let eta = snapshot.eta.map_or(f64::NAN, |eta| eta.as_secs_f64());
         metrics
             .requests_waiting
             .set(snapshot.waiting_requests.into());
@@ -93,7 +94,7 @@ impl Observer for Metrics {
         metrics.rows_running.set(snapshot.running_rows.into());
         metrics.slots.set(snapshot.slots.into());
         metrics.queued_tokens.set(tokens);
-        metrics.queue_eta_seconds.set(eta.as_secs_f64());
+        metrics.queue_eta_seconds.set(eta);
         metrics
             .kv_blocks_used
             .set(snapshot.memory_units_used.into());
@@ -136,6 +137,9 @@ fn cancel_label(phase: Option<Phase>) -> &'static str {
 fn refusal_label(reject: &Reject) -> &'static str {
     match reject {
         Reject::QueueFull { what, .. } if *what == "max_queued_tokens" => "queue_full_tokens",
+        Reject::QueueFull { what, .. } if *what == "max_queued_source_bytes" => {
+            "queue_full_source_bytes"
+        }
         Reject::QueueFull { .. } => "queue_full_requests",
         Reject::Loading => "loading",
         Reject::Draining => "draining",
@@ -296,6 +300,17 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_wait_is_no_number() {
+        let metrics = Metrics::new(["m"]);
+        metrics.snapshot("m", &Snapshot::default());
+        let eta = value(
+            &metrics.render(),
+            "girandole_queue_eta_seconds{model=\"m\"}",
+        );
+        assert!(eta.is_nan(), "{eta}");
+    }
+
+    #[test]
     fn every_label_is_prepared() {
         let metrics = Metrics::new(["m"]);
         for reject in [
@@ -306,6 +321,11 @@ mod tests {
             },
             Reject::QueueFull {
                 what: "max_queued_tokens",
+                limit: 1,
+                retry_after: Duration::ZERO,
+            },
+            Reject::QueueFull {
+                what: "max_queued_source_bytes",
                 limit: 1,
                 retry_after: Duration::ZERO,
             },

@@ -25,6 +25,27 @@ async fn service() -> Service {
     .await
 }
 
+/// Without any grace a request still has a reader from its acceptance on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_several_prompts_reads_them_all() {
+    let service = Service::start(Setup {
+        edge: EdgeConfig {
+            openai_grace: Duration::ZERO,
+            ..EdgeConfig::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let call = service.client.call(Method::POST, "/v1/completions");
+    let call = call.json(&json!({
+        "model": "scripted",
+        "prompt": ["one", "two", "three"],
+        "max_tokens": 20,
+    }));
+    let response = call.send().await.unwrap();
+    assert_eq!(response.status(), 200);
+}
+
 fn assert_abandoned(status: &Status) {
     assert_eq!(status.state, State::Failed);
     assert_eq!(status.error.as_ref().unwrap()["code"], "abandoned");

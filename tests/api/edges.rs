@@ -1,5 +1,6 @@
 //! Around the requests: health, keys, limits, and answers to calls that make no sense.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use girandole::api::EdgeConfig;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::service::{INSTANT, Service, Setup, body};
+use crate::service::{INSTANT, Service, Setup, body, eventually};
 
 async fn with_edge(edge: EdgeConfig) -> Service {
     Service::start(Setup {
@@ -42,6 +43,44 @@ async fn operators_can_see_how_it_is() {
     );
     let load = service.client.load().await.unwrap();
     assert_eq!(load.models[0].slots, 16);
+}
+
+#[tokio::test]
+async fn a_parameter_that_is_given_twice_is_refused() {
+    let service = with_edge(EdgeConfig::default()).await;
+    let id = service.submit(&body("Say", 5)).await;
+    let (status, text) = get(&service, &format!("/api/v1/requests/{id}?wait=1&wait=0")).await;
+    assert_eq!(status, 400);
+    assert!(text.contains("wait is given twice"), "{text}");
+}
+
+/// What is held while pictures are drawn is the request, not the body that it came in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_counts_until_it_has_been_read() {
+    let service = Service::start(Setup {
+        script: "image = {}\ncost = { step_micros = 100000 }",
+        edge: EdgeConfig {
+            max_body_bytes_in_flight: 3_000,
+            ..EdgeConfig::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let draw = || {
+        let call = service.client.call(Method::POST, "/v1/images/generations");
+        let body = format!("{{\"prompt\": \"a fox\"{}}}", " ".repeat(2_000));
+        let call = call.header("content-type", "application/json");
+        tokio::spawn(call.body(body).send())
+    };
+    let first = draw();
+    eventually("the first is drawn", async || {
+        service.counters.started.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    let second = draw();
+    for reply in [first, second] {
+        assert_eq!(reply.await.unwrap().unwrap().status(), 200);
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use girandole::api::native::wire::{Reason, State, SubmitBody};
 use girandole::client::Client;
+use girandole::events::store::{Lookup, Retention};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -316,6 +317,37 @@ async fn an_idempotency_key_makes_one_request() {
     for (status, _, answer) in &storm {
         assert!([201, 409].contains(status), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn a_key_of_a_forgotten_request_is_free_though_a_slow_reader_holds_its_log() {
+    let service = Service::start(Setup {
+        script: INSTANT,
+        retention: Retention {
+            max_age: Duration::ZERO,
+            ..Retention::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let post = async || {
+        let call = service.client.call(Method::POST, "/api/v1/requests");
+        let call = call.header("Idempotency-Key", "one");
+        let response = call.json(&body("Say", 5)).send().await.unwrap();
+        let status = response.status().as_u16();
+        (status, response.json::<Value>().await.unwrap())
+    };
+    let (status, first) = post().await;
+    assert_eq!(status, 201);
+    let id = first["id"].as_str().unwrap().parse().unwrap();
+    let Lookup::Found(log) = service.state.store.get(id) else {
+        // It has ended and gone already, which the slow reader was to prevent.
+        return;
+    };
+    log.until_closed().await;
+    let (status, second) = post().await;
+    assert_eq!(status, 201, "{second}");
+    assert_ne!(first["id"], second["id"]);
 }
 
 #[tokio::test]

@@ -153,6 +153,7 @@ impl Service {
                 },
                 max_queued_requests: setup.max_queued_requests,
                 max_queued_tokens: 1_000_000,
+                max_queued_source_bytes: 1 << 30,
             },
             Arc::clone(&clock) as Arc<dyn Clock>,
             Arc::clone(&counters) as Arc<dyn Observer>,

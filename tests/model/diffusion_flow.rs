@@ -56,8 +56,8 @@ fn model_of(
     dtype: Option<DType>,
 ) -> Model {
     let prompts = || FlowPrompts::read(folder, &config).expect("tokenizers");
-    let schedule = Value::Object(config.scheduler.clone());
-    let schedule = ScheduleConfig::from_json(&schedule).expect("a scheduler");
+    let schedule = std::fs::read_to_string(folder.join("scheduler/scheduler_config.json"));
+    let schedule = ScheduleConfig::from_text(&schedule.expect("a file")).expect("a scheduler");
     let frontend = DiffusionFrontend::new(Box::new(prompts()), schedule, config.shape());
     let frontend = Arc::new(frontend);
     let denoiser = FlowDenoiser::load(&config, weights, dtype, &Device::Cpu, frontend);
@@ -557,10 +557,10 @@ fn draw(
     let start = channels_last(&given[&format!("{size}.start")]);
     let (_, height, width, _) = start.dims4().expect("a latent");
     let config = ScheduleConfig::from_json(&case["scheduler"]).expect("a scheduler");
-    let patch = model.denoiser.patch();
+    let patch = model.config.token_pixels() / model.config.vae.factor();
     let options = ScheduleOptions {
         strength: case["strength"].as_f64(),
-        flow_levels: model.denoiser.flow_levels(),
+        flow_levels: model.config.shape().levels,
         dynamic_shift: config.dynamic_shift(height * width / (patch * patch)),
         ..ScheduleOptions::new(
             ScheduleName::FlowMatchEuler,

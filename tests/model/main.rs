@@ -4,6 +4,7 @@
 mod company;
 mod decoding;
 mod diffusion_flow;
+mod diffusion_folders;
 mod diffusion_networks;
 mod gguf_files;
 mod goldens;

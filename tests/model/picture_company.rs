@@ -157,6 +157,7 @@ impl World {
             },
             max_queued_requests: 64,
             max_queued_tokens: 1 << 20,
+            max_queued_source_bytes: 1 << 30,
         };
         let model = build(assets, DeviceSpec::Cpu, &options(SLOTS)).expect("the model loads");
         let (handle, engine) = unthreaded(

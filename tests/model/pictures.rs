@@ -28,6 +28,7 @@ pub(crate) fn options(batch_size: u32) -> DiffusionOptions {
         batch_size,
         dtype: None,
         decode_memory_bytes: 1 << 30,
+        prompt_cache_bytes: 1 << 26,
         max_image_pixels: 1 << 20,
     }
 }

@@ -66,6 +66,7 @@ fn engine_config() -> EngineConfig {
         },
         max_queued_requests: 8,
         max_queued_tokens: 100_000,
+        max_queued_source_bytes: 1 << 30,
     }
 }
 

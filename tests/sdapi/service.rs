@@ -98,6 +98,7 @@ pub(crate) async fn engine(
         },
         max_queued_requests: 8,
         max_queued_tokens: 100_000,
+        max_queued_source_bytes: 1 << 30,
     };
     let clock = Arc::clone(clock) as Arc<dyn Clock>;
     let engine = spawn(name, config, clock, Arc::new(Silent), || Ok(model()));

@@ -7,6 +7,7 @@ use girandole::job::{Job, TextJob};
 use girandole::scheduler::Batching;
 use girandole::time::Time;
 
+use crate::gallery::picture;
 use crate::world::{Action, World, config, prompt, script};
 
 const COSTS: &str =
@@ -69,6 +70,34 @@ fn out_of_memory_fails_those_who_just_came() {
     world.run();
     assert_eq!(running.failure(), None);
     assert_eq!(newcomer.failure(), Some(FailureKind::Step));
+}
+
+#[test]
+fn out_of_memory_over_pictures_fails_the_youngest_and_lets_newcomers_be() {
+    let planted = script(
+        "image = { out_of_memory_above = 3 }\n\
+         cost = { step_micros = 10000, iterate_row_micros = 10000, begin_token_micros = 2000 }",
+    );
+    let mut world = World::new(config(6, Batching::Continuous), &planted);
+    let drawn = ["one", "two", "three"].map(|text| world.draw(picture(text, 40)));
+    world.run_until(Time::from_millis(300));
+    // Its beginning fits; with its first step memory runs out, while the next begins.
+    let fourth = world.draw(picture("four", 40));
+    while fourth.started_at().is_none() {
+        world.turn();
+    }
+    let fifth = world.draw(picture("five", 40));
+    world.run();
+    world.check_at_rest();
+    for log in &drawn {
+        assert_eq!(log.failure(), None);
+    }
+    // Both came last in turn. Afterwards there is room again.
+    assert_eq!(fourth.failure(), Some(FailureKind::Step));
+    assert_eq!(fifth.failure(), Some(FailureKind::Step));
+    let after = world.draw(picture("after", 4));
+    world.run();
+    assert_eq!(after.failure(), None);
 }
 
 #[test]

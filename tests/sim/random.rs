@@ -65,6 +65,7 @@ pub(crate) fn random_config(random: &mut Random) -> EngineConfig {
         },
         max_queued_requests: random.below(60) as u32,
         max_queued_tokens: 500 + random.below(20_000),
+        max_queued_source_bytes: 1 << 30,
     }
 }
 

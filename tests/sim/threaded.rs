@@ -28,6 +28,10 @@ impl EventSink for Log {
 }
 
 impl Log {
+    fn has_started(&self) -> bool {
+        self.events.lock().unwrap().contains(&EventKind::Started)
+    }
+
     /// Every event, once the terminal one is there.
     fn until_closed(&self) -> Vec<EventKind> {
         let open = |events: &mut Vec<EventKind>| !events.last().is_some_and(EventKind::is_terminal);
@@ -53,6 +57,7 @@ fn config() -> EngineConfig {
         },
         max_queued_requests: 8,
         max_queued_tokens: 10_000,
+        max_queued_source_bytes: 1 << 30,
     }
 }
 
@@ -200,6 +205,32 @@ impl Model for Broken {
     }
 }
 
+/// Works like the scripted model, but cannot tell what `boom` costs.
+struct Unpriced(ScriptedModel);
+
+impl Model for Unpriced {
+    fn capacity(&self) -> Capacity {
+        self.0.capacity()
+    }
+    fn key(&self, job: &Job) -> BatchKey {
+        self.0.key(job)
+    }
+    fn cost(&self, job: &Job) -> RowCost {
+        let boom: Vec<u32> = "boom".bytes().map(u32::from).collect();
+        assert!(*job.text().prompt != *boom, "a secret prompt");
+        self.0.cost(job)
+    }
+    fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {
+        self.0.admit(slot, job, choice)
+    }
+    fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
+        self.0.step(rows)
+    }
+    fn retire(&mut self, slot: Slot) {
+        self.0.retire(slot);
+    }
+}
+
 #[tokio::test]
 async fn a_dead_engine_closes_every_log_and_refuses() {
     let engine = start(|| {
@@ -223,6 +254,44 @@ async fn a_dead_engine_closes_every_log_and_refuses() {
     );
     assert!(matches!(engine.state(), EngineState::Failed(_)));
     assert!(matches!(engine.reserve(1, 1), Err(Reject::Dead(_))));
+}
+
+#[tokio::test]
+async fn a_request_that_is_being_ended_when_the_engine_dies_is_closed_too() {
+    let engine = start(|| {
+        let script = Script::parse("cost.tokens_per_second = 200.0")?;
+        Ok(Box::new(Broken(ScriptedModel::new(script, sleep())?)))
+    });
+    engine.until_started().await;
+    let log = submit(&engine, 1, job("hello", 8_000)).unwrap();
+    let clock = RealClock::start();
+    while !log.has_started() {
+        assert!(clock.now() < Time::from_millis(10_000), "it does not start");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Its slot is given back between its leaving the engine's list and its end.
+    engine.cancel(RequestId::from_u128(1));
+    engine.until_stopped().await;
+    assert_eq!(failure(&log.until_closed()), Some(FailureKind::EngineDead));
+}
+
+#[tokio::test]
+async fn a_panic_over_a_request_that_comes_in_fails_that_one_only() {
+    let engine = start(|| {
+        Ok(Box::new(Unpriced(ScriptedModel::new(
+            Script::parse("")?,
+            sleep(),
+        )?)))
+    });
+    engine.until_started().await;
+    let boom = submit(&engine, 1, job("boom", 5)).unwrap();
+    let next = submit(&engine, 2, job("next", 5)).unwrap();
+    let events = boom.until_closed();
+    assert_eq!(failure(&events), Some(FailureKind::Row));
+    let said = format!("{events:?}");
+    assert!(!said.contains("secret"), "{said}");
+    assert_eq!(text(&next.until_closed()).len(), 5);
+    assert_eq!(engine.state(), EngineState::Ready);
 }
 
 #[tokio::test]

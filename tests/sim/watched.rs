@@ -89,6 +89,9 @@ impl Model for Watched {
         if let Some(pass) = book.passes.last_mut() {
             pass.took = took;
         }
+        if outcome.is_ok() {
+            Self::note_work(book, rows);
+        }
         for outcome in outcome.iter().flatten() {
             if let (Next::Continue(key), Some(held)) =
                 (&outcome.next, book.slots.get_mut(&outcome.slot))
@@ -144,6 +147,10 @@ impl Watched {
                 book.insist(all_iterate, "a row was left out of its group's pass");
             }
         }
+    }
+
+    /// What a pass that has not failed has done.
+    fn note_work(book: &mut Book, rows: &[PlannedRow]) {
         for planned in rows {
             let Some(held) = book.slots.get_mut(&planned.slot) else {
                 continue;

@@ -165,6 +165,7 @@ pub(crate) fn config(batch_size: u32, batching: Batching) -> EngineConfig {
         },
         max_queued_requests: 10_000,
         max_queued_tokens: 10_000_000,
+        max_queued_source_bytes: 1 << 30,
     }
 }
 

@@ -1,9 +1,9 @@
 //! A request's pictures as files.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Extension;
+use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::header::{
@@ -12,7 +12,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use super::{IMAGE, header_value, lookup, no_more, read_query, with_id};
+use super::{IMAGE, QueryFields, header_value, lookup, no_more, read_query, with_id};
 use crate::api::AppState;
 use crate::api::auth::Caller;
 use crate::api::error::ApiError;
@@ -43,7 +43,7 @@ pub(in crate::api) async fn image(
     State(state): State<Arc<AppState>>,
     Extension(caller): Extension<Caller>,
     Path((id, index)): Path<(String, String)>,
-    query: Result<Query<BTreeMap<String, String>>, QueryRejection>,
+    query: Result<Query<QueryFields>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let (request, log) = lookup(&state, &id, &caller)?;
@@ -67,7 +67,7 @@ pub(in crate::api) async fn image(
         false => {
             let encoding = parameters.encoding(format, quality, seed);
             let file = encoded(&picture, encoding).await?;
-            let mut response = file.to_vec().into_response();
+            let mut response = Bytes::from_owner(file).into_response();
             let media_type = HeaderValue::from_static(media_type_of(format));
             response.headers_mut().insert(CONTENT_TYPE, media_type);
             response

@@ -13,12 +13,11 @@ use super::wire::{
 };
 use super::wire_image::{DrawnImage, ImagesFrame, PreviewBody, ProgressBody};
 use crate::api::error::{ApiError, ErrorShape};
-use crate::api::picture_file::DEFAULT_QUALITY;
+use crate::api::picture_file::preview_encoding;
 use crate::api::requests::Request;
 use crate::api::sse::{Dialect, Frame, PICTURE, numbered};
 use crate::events::{Event, EventKind};
 use crate::job::RequestId;
-use crate::picture::{Encoding, PictureFormat};
 
 /// See the module.
 pub(super) struct NativeDialect {
@@ -185,16 +184,6 @@ impl NativeDialect {
             prompt_logprobs: gathered.prompt_logprobs,
         };
         frame(id, name, &data)
-    }
-}
-
-/// Previews are small, and told as they are: browsers scale.
-fn preview_encoding() -> Encoding {
-    Encoding {
-        format: PictureFormat::Png,
-        quality: DEFAULT_QUALITY,
-        size: None,
-        parameters: None,
     }
 }
 

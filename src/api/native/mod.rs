@@ -24,13 +24,14 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 
 use super::auth::Caller;
+use super::blocking::read_body;
 use super::error::ApiError;
-use super::layers::REQUEST_ID;
+use super::layers::with_id;
 use super::requests::Request;
 use super::submit::{Idempotency, OnDisconnect, SubmitOptions, find, submit};
 use super::{AppState, openai, sse};
 use crate::events::store::SharedLog;
-use crate::intake::{Draft, Prompt, TextDraft};
+use crate::intake::{Draft, Prompt, TextDraft, shortened};
 use crate::job::RequestId;
 
 use dialect::NativeDialect;
@@ -76,11 +77,17 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let submission = parse::parse(&state, &body)?;
+    let known = Arc::clone(&state);
+    let (submission, idempotency) = read_body(body, move |body| {
+        let submission = parse::parse(&known, body)?;
+        let idempotency = Idempotency::from_headers(&headers, REQUESTS, body)?;
+        Ok::<_, ApiError>((submission, idempotency))
+    })
+    .await?;
     let options = SubmitOptions {
         caller,
         deadline: submission.deadline,
-        idempotency: Idempotency::from_headers(&headers, REQUESTS, &body)?,
+        idempotency,
         on_disconnect: if submission.detach {
             OnDisconnect::Detach
         } else {
@@ -235,25 +242,36 @@ fn lookup(
     find(state, id, caller)
 }
 
-type QueryFields = BTreeMap<String, String>;
+/// As they stand in the address.
+type QueryFields = Vec<(String, String)>;
 
-fn read_query(query: Result<Query<QueryFields>, QueryRejection>) -> Result<QueryFields, ApiError> {
-    match query {
-        Ok(Query(fields)) => Ok(fields),
-        Err(_) => Err(ApiError::new(
+/// The parameters by name.
+fn read_query(
+    query: Result<Query<QueryFields>, QueryRejection>,
+) -> Result<BTreeMap<String, String>, ApiError> {
+    let Ok(Query(pairs)) = query else {
+        return Err(ApiError::new(
             StatusCode::BAD_REQUEST,
             "invalid_query",
             "the query string cannot be read",
-        )),
+        ));
+    };
+    let mut fields = BTreeMap::new();
+    for (name, value) in pairs {
+        if fields.insert(name.clone(), value).is_some() {
+            let name = shortened(&name);
+            let message = format!("{name} is given twice");
+            return Err(ApiError::invalid(name, message));
+        }
     }
+    Ok(fields)
 }
 
-fn no_more(query: QueryFields) -> Result<(), ApiError> {
+fn no_more(query: BTreeMap<String, String>) -> Result<(), ApiError> {
     match query.into_keys().next() {
         None => Ok(()),
         Some(name) => {
-            // The name is the client's: enough of it to be recognised, whatever its length.
-            let name: String = name.chars().take(64).collect();
+            let name = shortened(&name);
             let message = format!("{name} is not a parameter of this request");
             Err(ApiError::invalid(name, message))
         }
@@ -272,12 +290,6 @@ fn wait(text: Option<String>, max_wait: Duration) -> Result<Duration, ApiError> 
             let most = max_wait.as_secs_f64();
             ApiError::invalid("wait", format!("wait must be 0 to {most} seconds"))
         })
-}
-
-fn with_id(mut response: Response, id: RequestId) -> Response {
-    let id = header_value(&id.to_string());
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
 }
 
 fn header_value(text: &str) -> HeaderValue {

@@ -45,7 +45,7 @@ pub struct ImageSubmitBody {
     /// Space the noise levels as in Karras et al.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub karras: Option<bool>,
-    /// The share of fresh noise in DDIM's steps, 0 to 1.
+    /// The share of fresh noise in DDIM's steps, 0 to 1; other schedules take 0 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta: Option<f64>,
     /// Picture number i is what `seed + i` draws first. Without one a fresh one is drawn.

@@ -46,6 +46,8 @@ pub(super) async fn create(
     let model = Arc::clone(state.model(Some(&model))?);
     let call = read(fields, state.config.max_deadline)?;
     let client = Client::new(caller, &headers, Endpoint::Chat, &body)?;
+    // Not kept while the answer is made.
+    drop(body);
     respond(&state, &model, Endpoint::Chat, call, client).await
 }
 

@@ -48,6 +48,8 @@ pub(super) async fn create(
     let max_prompts = model.intake.text()?.limits.max_prompts as usize;
     let call = read(fields, state.config.max_deadline, max_prompts)?;
     let client = Client::new(caller, &headers, Endpoint::Completions, &body)?;
+    // Not kept while the answer is made.
+    drop(body);
     respond(&state, &model, Endpoint::Completions, call, client).await
 }
 

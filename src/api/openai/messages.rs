@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::intake::{Invalid, InvalidKind};
+use crate::intake::{Invalid, InvalidKind, shortened};
 
 /// What a message may carry. All of it is handed to the model's chat template.
 const FIELDS: [&str; 6] = [
@@ -61,7 +61,7 @@ fn normalized_message(place: &str, message: Value) -> Result<Value, Invalid> {
 
 fn check_fields(place: &str, message: &Map<String, Value>) -> Result<(), Invalid> {
     for (name, value) in message {
-        let field = || format!("{place}.{}", name.chars().take(64).collect::<String>());
+        let field = || format!("{place}.{}", shortened(name));
         match name.as_str() {
             "name" | "tool_call_id" | "reasoning_content" if !value.is_string() => {
                 return Err(Invalid::value(field(), "must be a string"));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
 use super::ReplyShape;
@@ -14,14 +14,13 @@ use super::stream::{ChunkDialect, cancelled};
 use crate::api::auth::Caller;
 use crate::api::blocking::on_blocking_pool;
 use crate::api::error::{ApiError, ErrorShape, OpenAiError};
-use crate::api::layers::REQUEST_ID;
+use crate::api::layers::with_id;
 use crate::api::submit::{Accepted, Idempotency, OnDisconnect, SubmitOptions, submit};
 use crate::api::{AppState, ServedModel, sse};
 use crate::batch::FinishReason;
 use crate::events::Event;
 use crate::events::store::SharedLog;
 use crate::intake::{Draft, Invalid, Prompt, TextDraft, TextIntake};
-use crate::job::RequestId;
 
 /// Who calls, and how to know a call again.
 pub(super) struct Client {
@@ -193,7 +192,6 @@ fn streamed(state: &Arc<AppState>, accepted: Accepted) -> Response {
 /// # Errors
 /// One of them failed or was cancelled.
 async fn whole(endpoint: Endpoint, accepted: &[Accepted]) -> Result<Response, ApiError> {
-    let _readers: Vec<_> = accepted.iter().map(|one| one.request.reader()).collect();
     let mut logs = Vec::with_capacity(accepted.len());
     for one in accepted {
         logs.push(until_closed(&one.log).await);
@@ -245,13 +243,6 @@ fn answer<'a>(
         // The engine closes every log with a terminal event.
         None => Err(ApiError::internal()),
     }
-}
-
-/// Every response that belongs to a request tells its id.
-pub(super) fn with_id(mut response: Response, id: RequestId) -> Response {
-    let value = HeaderValue::from_str(&id.to_string()).expect("hexadecimal digits are visible");
-    response.headers_mut().insert(REQUEST_ID, value);
-    response
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
@@ -17,10 +17,9 @@ use super::{WebUiError, wire};
 use crate::api::AppState;
 use crate::api::blocking::on_blocking_pool;
 use crate::api::error::ApiError;
-use crate::api::layers::REQUEST_ID;
+use crate::api::layers::with_id;
 use crate::api::submit::{Idempotency, OnDisconnect, SubmitOptions, submit};
 use crate::intake::Draft;
-use crate::job::RequestId;
 
 /// Draws from words.
 ///
@@ -94,9 +93,12 @@ async fn draw(
     body: Bytes,
 ) -> Result<Response, WebUiError> {
     let endpoint = client.endpoint;
-    let idempotency = Idempotency::from_headers(&client.headers, endpoint.path(), &body)?;
-    let reader = Arc::clone(state);
-    let call = on_blocking_pool(move || read::read(&reader, endpoint, model, &body)).await?;
+    let (known, headers) = (Arc::clone(state), client.headers);
+    let (idempotency, call) = on_blocking_pool(move || {
+        let idempotency = Idempotency::from_headers(&headers, endpoint.path(), &body)?;
+        Ok::<_, ApiError>((idempotency, read::read(&known, endpoint, model, &body)?))
+    })
+    .await?;
     let options = SubmitOptions {
         caller: client.who.caller(),
         deadline: None,
@@ -107,10 +109,9 @@ async fn draw(
     };
     let task = tasks.arrive(client.who, call.task_id);
     let accepted = submit(state, &call.model, Draft::Image(call.draft), options).await?;
-    let (request, log) = (accepted.request, accepted.log);
+    let (request, log, _reader) = (accepted.request, accepted.log, accepted.reader);
     task.accept(&request, &log);
 
-    let _reader = request.reader();
     log.until_closed().await;
     let answer = match Drawn::from_events(&log.read_from(1)) {
         Err(failed) => WebUiError(failed).into_response(),
@@ -127,11 +128,4 @@ async fn draw(
         }
     };
     Ok(with_id(answer, request.id))
-}
-
-/// Every response that belongs to a request tells its id.
-fn with_id(mut response: Response, id: RequestId) -> Response {
-    let value = HeaderValue::from_str(&id.to_string()).expect("hexadecimal digits are visible");
-    response.headers_mut().insert(REQUEST_ID, value);
-    response
 }

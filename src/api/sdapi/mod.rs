@@ -8,7 +8,8 @@
 //! - *Honoured:* `prompt`, `negative_prompt`, `seed` (-1 draws one), `steps`, `cfg_scale`, `width`,
 //!   `height`, `batch_size` and `n_iter` (`batch_size * n_iter` pictures at once, with the seeds
 //!   `seed + i`), `sampler_name` or `sampler_index`, `scheduler` (`Automatic`: as the sampler's name
-//!   says; `Karras`), `eta` (of DDIM), `send_images`, `force_task_id`, `override_settings` as far as
+//!   says; `Karras`), `eta` (of DDIM; most others pass it over, as
+//!   there), `send_images`, `force_task_id`, `override_settings` as far as
 //!   [`options`] goes; for `img2img` also `init_images` (one), `denoising_strength`, `mask` with
 //!   `inpainting_mask_invert`, `include_init_images`.
 //! - *Accepted in their neutral form only:* see [`neutral`].

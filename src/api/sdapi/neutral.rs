@@ -9,7 +9,7 @@
 
 use serde_json::{Value, json};
 
-use crate::intake::{Fields, Invalid, InvalidKind};
+use crate::intake::{Fields, Invalid, InvalidKind, shortened};
 
 /// Those of the second pass, which has no effect without `enable_hr`; those that limit `s_churn`, which
 /// must be 0; the guidance of models that edit by instruction; records that only the web UI keeps.
@@ -137,7 +137,7 @@ fn read_scripts(fields: &mut Fields) -> Result<(), Invalid> {
             Some(_) => false,
         };
         if !idle {
-            let name: String = name.chars().take(64).collect();
+            let name = shortened(&name);
             return Err(Invalid::new(
                 InvalidKind::Unsupported,
                 format!("alwayson_scripts.{name}"),

@@ -8,12 +8,11 @@ use serde_json::{Map, Value, json};
 
 use super::WebUiError;
 use crate::api::blocking::on_blocking_pool;
+use crate::api::picture_file::PARAMETERS;
 use crate::intake::picture_file::PictureFile;
 use crate::intake::{Fields, Invalid, InvalidKind};
 
-/// The keyword under which the web UI writes.
-const PARAMETERS: &str = "parameters";
-/// A compressed text may be so long.
+/// Bytes of all texts of one file together, unpacked: a small file can hold very long ones.
 const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Texts of one file.
 const MAX_TEXTS: usize = 64;
@@ -63,29 +62,34 @@ fn texts(file: &[u8]) -> Result<Map<String, Value>, Invalid> {
         return Err(wrong(&format!("has more than {MAX_TEXTS} texts")));
     }
     let mut texts = Map::new();
+    let mut left = MAX_TEXT_BYTES;
+    let too_long = || {
+        let message =
+            format!("has a damaged text, or more than {MAX_TEXT_BYTES} bytes of text in all");
+        wrong(&message)
+    };
+    let mut take = |keyword: &str, text: String| {
+        left = left
+            .checked_sub(keyword.len() + text.len())
+            .ok_or_else(too_long)?;
+        texts.insert(keyword.to_owned(), text.into());
+        Ok(left)
+    };
+    let mut room = MAX_TEXT_BYTES;
     for chunk in latin {
-        texts.insert(chunk.keyword.clone(), chunk.text.clone().into());
+        room = take(&chunk.keyword, chunk.text.clone())?;
     }
-    let too_long = |_| wrong("has a damaged text, or one that is too long");
     for chunk in packed {
         let mut chunk = chunk.clone();
-        chunk
-            .decompress_text_with_limit(MAX_TEXT_BYTES)
-            .map_err(too_long)?;
-        texts.insert(
-            chunk.keyword.clone(),
-            chunk.get_text().map_err(too_long)?.into(),
-        );
+        let unpacked = chunk.decompress_text_with_limit(room);
+        let text = unpacked.and_then(|()| chunk.get_text());
+        room = take(&chunk.keyword, text.map_err(|_| too_long())?)?;
     }
     for chunk in utf8 {
         let mut chunk = chunk.clone();
-        chunk
-            .decompress_text_with_limit(MAX_TEXT_BYTES)
-            .map_err(too_long)?;
-        texts.insert(
-            chunk.keyword.clone(),
-            chunk.get_text().map_err(too_long)?.into(),
-        );
+        let unpacked = chunk.decompress_text_with_limit(room);
+        let text = unpacked.and_then(|()| chunk.get_text());
+        room = take(&chunk.keyword, text.map_err(|_| too_long())?)?;
     }
     Ok(texts)
 }
@@ -186,6 +190,34 @@ mod tests {
             .map(|(name, value)| ((*name).to_owned(), Value::from(*value)))
             .collect();
         assert_eq!(parsed(text), expected, "{text}");
+    }
+
+    /// A PNG file of one pixel with so many texts of so many letters each.
+    fn file_with_texts(count: usize, letters: usize, packed: bool) -> Vec<u8> {
+        let mut file = Vec::new();
+        let mut encoder = png::Encoder::new(&mut file, 1, 1);
+        for index in 0..count {
+            let (keyword, text) = (format!("text {index}"), "x".repeat(letters));
+            match packed {
+                true => encoder.add_ztxt_chunk(keyword, text),
+                false => encoder.add_text_chunk(keyword, text),
+            }
+            .expect("a text that a PNG can hold");
+        }
+        let mut writer = encoder.write_header().expect("a header");
+        writer.write_image_data(&[0]).expect("one pixel");
+        writer.finish().expect("the end");
+        file
+    }
+
+    #[test]
+    fn all_texts_of_a_file_share_one_limit() {
+        for packed in [false, true] {
+            let few = texts(&file_with_texts(3, 300_000, packed)).expect("below a megabyte");
+            assert_eq!(few.len(), 3);
+            let refused = texts(&file_with_texts(8, 300_000, packed)).expect_err("too much");
+            assert!(refused.message.contains("1048576"), "{refused}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::{Extension, Json};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::WebUiError;
 use super::read::task_id;
@@ -16,11 +16,11 @@ use super::who::Who;
 use super::wire::{self, ProgressReply, TaskProgress};
 use crate::api::AppState;
 use crate::api::error::ApiError;
-use crate::api::picture_file::{DEFAULT_QUALITY, in_base64};
+use crate::api::picture_file::{in_base64, preview_encoding};
 use crate::api::requests::Request;
 use crate::events::{Event, EventKind};
-use crate::intake::{Fields, Invalid};
-use crate::picture::{Encoding, Picture, PictureFormat};
+use crate::intake::{Fields, Invalid, shortened};
+use crate::picture::Picture;
 use crate::time::{Clock, Time};
 
 /// What a log says of how far a request has come.
@@ -165,15 +165,8 @@ impl Seen {
     }
 }
 
-/// Small, as it is: a pixel for each place of the latent.
 async fn png(picture: &Arc<Picture>) -> Result<String, ApiError> {
-    let encoding = Encoding {
-        format: PictureFormat::Png,
-        quality: DEFAULT_QUALITY,
-        size: None,
-        parameters: None,
-    };
-    in_base64(picture, encoding).await
+    in_base64(picture, preview_encoding()).await
 }
 
 /// How far the caller's task has come.
@@ -345,10 +338,13 @@ fn query_fields(
             "the query string cannot be read",
         ));
     };
-    let members = pairs
-        .into_iter()
-        .map(|(name, value)| (name, Value::String(value)));
-    Ok(Fields::of(members.collect()))
+    let mut members = Map::new();
+    for (name, value) in pairs {
+        if members.insert(name.clone(), value.into()).is_some() {
+            return Err(Invalid::value(shortened(&name), "is given twice"));
+        }
+    }
+    Ok(Fields::of(members))
 }
 
 /// As pydantic reads it, which these clients are used to.

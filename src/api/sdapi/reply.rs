@@ -181,6 +181,11 @@ fn filled(mut echo: Map<String, Value>, shape: &Shape<'_>) -> Map<String, Value>
         ] {
             echo.insert(name.to_owned(), value);
         }
+        for name in ["mask_blur_x", "mask_blur_y"] {
+            if let Some(sent) = echo.get_mut(name) {
+                *sent = json!(0);
+            }
+        }
     }
     echo
 }

@@ -42,8 +42,8 @@ struct Progress {
 enum Stage {
     /// It is being admitted.
     Arriving,
-    /// It has become a request.
-    Accepted(Arc<Request>, Weak<SharedLog>),
+    /// It has become a request. What that asks for is kept no longer than its log.
+    Accepted(Weak<Request>, Weak<SharedLog>),
     /// It was refused, or its client left before it was accepted.
     Gone,
 }
@@ -119,7 +119,7 @@ impl Arrival {
     /// It has become this request. One that was stopped meanwhile is cancelled.
     pub(super) fn accept(&self, request: &Arc<Request>, log: &Arc<SharedLog>) {
         let mut progress = lock(&self.task.progress);
-        progress.stage = Stage::Accepted(Arc::clone(request), Arc::downgrade(log));
+        progress.stage = Stage::Accepted(Arc::downgrade(request), Arc::downgrade(log));
         if progress.stop.is_some() {
             request.model.engine.cancel(request.id);
         }
@@ -153,7 +153,9 @@ impl Task {
                 }
             }
         }
-        if let Stage::Accepted(request, _) = &progress.stage {
+        if let Stage::Accepted(request, _) = &progress.stage
+            && let Some(request) = request.upgrade()
+        {
             request.model.engine.cancel(request.id);
         }
         progress.stop.get_or_insert(stop);
@@ -169,8 +171,8 @@ impl Task {
         match lock(&self.progress).stage.clone() {
             Stage::Arriving => Standing::Arriving,
             Stage::Gone => Standing::Ended,
-            Stage::Accepted(request, log) => match log.upgrade() {
-                Some(log) if !log.is_closed() => Standing::Live(request, log),
+            Stage::Accepted(request, log) => match (request.upgrade(), log.upgrade()) {
+                (Some(request), Some(log)) if !log.is_closed() => Standing::Live(request, log),
                 _ => Standing::Ended,
             },
         }

@@ -23,7 +23,7 @@ pub struct ImageDraft {
     pub schedule: Option<String>,
     /// Space the noise levels as in Karras et al.; absent: as the schedule's name says.
     pub karras: Option<bool>,
-    /// The share of fresh noise in DDIM's steps.
+    /// The share of fresh noise in DDIM's steps. Others refuse it unless it is 0.
     pub eta: Option<f64>,
     /// Keys the random numbers; absent draws a fresh one.
     pub seed: Option<u64>,

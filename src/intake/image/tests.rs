@@ -70,14 +70,12 @@ fn a_sources_size_is_taken_as_far_as_it_can_be_drawn() {
         ((4_000, 1), (4_000, 8)),
         ((1, 60_000), (8, 32_768)),
     ] {
-        let picture = Picture::new(
-            source.0,
-            source.1,
-            vec![0; (3 * source.0 * source.1) as usize],
-        );
-        let size = fitted(&picture, 8, 512 * 512);
+        let most = 512 * 512;
+        let size = fitted(source, 8, most, most / 8);
         assert_eq!(size, expected, "{source:?}");
-        assert!(size.0 * size.1 <= 512 * 512);
+        assert!(size.0 * size.1 <= most);
+        let narrow = fitted(source, 8, most, 260);
+        assert!(narrow.0 <= 256 && narrow.1 <= 256, "{narrow:?}");
     }
 }
 
@@ -160,11 +158,112 @@ fn names_of_the_dialect_stand_in_errors() {
     };
     assert_eq!(
         refused(long),
-        "num_inference_steps is 151; it must be 1 to 150"
+        "num_inference_steps is 151; it must be 1 to 150 (max_steps)"
     );
     let nan = ImageDraft {
         guidance_scale: Some(f64::NAN),
         ..draft
     };
-    assert_eq!(refused(nan), "guidance_scale is NaN; it must be 0 to 30");
+    assert_eq!(
+        refused(nan),
+        "guidance_scale is NaN; it must be 0 to 30 (max_guidance_scale)"
+    );
+}
+
+#[test]
+fn defaults_stay_within_the_limits() {
+    let limits = ImageLimits {
+        max_image_pixels: 512 * 512,
+        max_steps: 20,
+        max_guidance_scale: 5.0,
+        ..ImageLimits::default()
+    };
+    let defaults = ImageDefaults {
+        width: 1_024,
+        height: 1_024,
+        steps: 50,
+        ..ImageDefaults::default()
+    };
+    let within = defaults.clone().within(&limits, 64);
+    assert_eq!((within.width, within.height), (512, 512));
+    assert_eq!((within.steps, within.guidance_scale), (20, 5.0));
+    assert_eq!(
+        defaults.clone().within(&ImageLimits::default(), 64),
+        defaults
+    );
+}
+
+/// The scripted frontend of a network with positions for so many pixels.
+struct Narrow(u32);
+
+impl ImageFrontend for Narrow {
+    fn tokenize(&self, prompt: &str, max_chunks: usize) -> Result<Vec<PromptTokens>, String> {
+        ScriptedFrontend.tokenize(prompt, max_chunks)
+    }
+
+    fn schedule(&self, name: Option<&str>) -> Result<(ScheduleName, bool), String> {
+        ScriptedFrontend.schedule(name)
+    }
+
+    fn max_edge(&self) -> u32 {
+        self.0
+    }
+
+    fn schedule_names(&self) -> Vec<(&'static str, &'static str)> {
+        ScriptedFrontend.schedule_names()
+    }
+
+    fn check(&self, job: &ImageJob) -> Result<(), String> {
+        ScriptedFrontend.check(job)
+    }
+}
+
+#[test]
+fn an_edge_behind_the_networks_positions_is_refused() {
+    let intake = ImageIntake {
+        frontend: Arc::new(Narrow(512)),
+        ..intake()
+    };
+    let asking = |width, height| {
+        let draft = ImageDraft {
+            width: Some(width),
+            height: Some(height),
+            ..ImageDraft::new("a")
+        };
+        intake.job(draft)
+    };
+    assert!(asking(512, 256).is_ok());
+    for (width, height, field) in [(1_024, 64, "width"), (64, 520, "height")] {
+        let error = asking(width, height).expect_err("too long");
+        assert_eq!(error.field, field);
+        assert!(error.message.contains("8 to 512"), "{}", error.message);
+    }
+    // A source's own size is brought within it.
+    let job = intake.job(ImageDraft {
+        source: Some(file(1_024, 256)),
+        ..ImageDraft::new("a")
+    });
+    let job = job.expect("sound");
+    assert_eq!((job.width, job.height), (512, 256));
+}
+
+#[test]
+fn an_eta_that_nothing_reads_is_refused() {
+    let asking = |schedule: &str, eta| {
+        let draft = ImageDraft {
+            schedule: Some(schedule.to_owned()),
+            eta: Some(eta),
+            ..ImageDraft::new("a")
+        };
+        intake().job(draft)
+    };
+    assert_eq!(asking("ddim", 0.5).expect("sound").eta, 0.5);
+    assert!(asking("euler", 0.0).is_ok());
+    let error = asking("euler", 0.5).expect_err("euler has none");
+    assert_eq!(error.field, "eta");
+    assert!(
+        error.message.contains("only ddim reads it"),
+        "{}",
+        error.message
+    );
 }

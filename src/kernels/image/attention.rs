@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use super::finish::with_optional;
 use super::panel::{Begin, COLUMNS, PIXEL_STRIDE, SEGMENT_INPUTS, Segment, multiply};
 use super::softmax::{Seen, rescale, weigh};
 use super::stock;
@@ -17,20 +18,20 @@ use crate::kernels::shared_output::SharedOutput;
 use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 use crate::kernels::threads;
 
-/// What queries do not see.
+/// What else a score depends on.
 #[derive(Debug, Clone, Copy)]
 pub enum Mask<'a> {
     /// The last query sees all keys, each before it one less.
     Causal,
-    /// The queries of row `r` see its first `lengths[r]` keys, at least one.
-    KeyLengths(&'a [usize]),
+    /// Added to the scores of every row: (heads, queries, keys) f32, finite.
+    Bias(&'a Tensor),
 }
 
 /// q: (rows, queries, heads * d), k, v: (rows, keys, heads * d) -> (rows, queries, heads * d),
-/// `softmax(scale * q kᵀ) v` per head.
+/// `softmax(scale * q kᵀ + bias) v` per head.
 ///
 /// # Errors
-/// When the shapes do not fit, or a mask hides all keys of a query.
+/// When the shapes do not fit, there is nothing to attend with or to, or a mask hides all keys of a query.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -44,7 +45,8 @@ pub fn attention(
     if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
         bail!("{width} channels cannot be cut into {heads} heads");
     }
-    if k.dims() != [rows, keys, width] || v.dims() != k.dims() || keys == 0 {
+    let is_empty = rows == 0 || queries == 0 || keys == 0;
+    if k.dims() != [rows, keys, width] || v.dims() != k.dims() || is_empty {
         bail!(
             "queries of shape {:?} do not fit keys {:?} and values {:?}",
             q.dims(),
@@ -56,10 +58,11 @@ pub fn attention(
         Some(Mask::Causal) if queries > keys => {
             bail!("{queries} causal queries have only {keys} keys")
         }
-        Some(Mask::KeyLengths(lengths))
-            if lengths.len() != rows || lengths.iter().any(|&len| len == 0 || len > keys) =>
-        {
-            bail!("key lengths {lengths:?} do not fit {rows} rows of {keys} keys")
+        Some(Mask::Bias(bias)) if bias.dims() != [heads, queries, keys] => {
+            bail!(
+                "a bias of shape {:?} does not fit {heads} heads of {queries} queries and {keys} keys",
+                bias.dims()
+            )
         }
         _ => {}
     }
@@ -72,10 +75,17 @@ pub fn attention(
         heads,
         head_dim: width / heads,
         scale,
+        causal: matches!(mask, Some(Mask::Causal)),
+    };
+    let bias = match mask {
+        Some(Mask::Bias(bias)) => Some(bias),
+        Some(Mask::Causal) | None => None,
     };
     let output = with_slice::<f32, _>(q, |q| {
         with_slice::<f32, _>(k, |k| {
-            with_slice::<f32, _>(v, |v| Ok(shape.attend(q, k, v, mask)))
+            with_slice::<f32, _>(v, |v| {
+                with_optional(bias, |bias| Ok(shape.attend(q, k, v, bias)))
+            })
         })
     })?;
     Tensor::from_vec(output, (rows, queries, width), &Device::Cpu)
@@ -99,6 +109,7 @@ struct Shape {
     heads: usize,
     head_dim: usize,
     scale: f32,
+    causal: bool,
 }
 
 /// What a thread works in, kept between tasks.
@@ -140,7 +151,7 @@ impl Shape {
         )
     }
 
-    fn attend(&self, q: &[f32], k: &[f32], v: &[f32], mask: Option<Mask<'_>>) -> Vec<f32> {
+    fn attend(&self, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let rows = q.len() / (self.queries * self.width());
         let (key_lines, value_lines) = self.packed_lines();
         let head_lines = key_lines + value_lines;
@@ -175,7 +186,7 @@ impl Shape {
                             end: (panel + 1) * self.queries / panels,
                         };
                         let packed = &packed[index * head_lines..(index + 1) * head_lines];
-                        self.task(&place, q, packed, mask, scratch, &shared);
+                        self.task(&place, q, packed, bias, scratch, &shared);
                     }
                 });
             });
@@ -229,7 +240,7 @@ impl Shape {
         place: &Place,
         q: &[f32],
         packed: &[[f32; COLUMNS]],
-        mask: Option<Mask<'_>>,
+        bias: Option<&[f32]>,
         scratch: &mut Scratch,
         output: &SharedOutput<'_>,
     ) {
@@ -239,13 +250,15 @@ impl Shape {
         let head_tiles = self.head_dim.div_ceil(COLUMNS);
         scratch.prepare(count, self.head_dim, block_keys);
         let head_segments = self.gather_queries(place, q, &mut scratch.queries);
-        let seen = |query: usize| match mask {
-            None => self.keys,
-            Some(Mask::Causal) => {
-                (place.first + query + 1 + self.keys - self.queries).min(self.keys)
-            }
-            Some(Mask::KeyLengths(lengths)) => lengths[place.row],
+        let seen = |query: usize| match self.causal {
+            false => self.keys,
+            true => (place.first + query + 1 + self.keys - self.queries).min(self.keys),
         };
+        // Of the task's queries.
+        let bias = bias.map(|bias| {
+            let first = (place.head * self.queries + place.first) * self.keys;
+            &bias[first..first + count * self.keys]
+        });
         // The last query sees most.
         let end = seen(count - 1);
         // Block after block, so that its keys and values stay in the second-level cache for all panels.
@@ -258,6 +271,7 @@ impl Shape {
                 values: &packed_values[first_key * head_tiles..][..held * head_tiles],
                 count: keys,
                 held,
+                bias: bias.map(|bias| &bias[first_key..]),
             };
             for panel in panels(count) {
                 let visible = |query: usize| {
@@ -305,6 +319,9 @@ impl Shape {
             Begin::Fresh,
             scores,
         );
+        if let Some(bias) = block.bias {
+            self.add_bias(bias, block.count, panel.clone(), scores);
+        }
         let seen = &mut scratch.seen[panel.clone()];
         for (query, seen) in seen.iter_mut().enumerate() {
             weigh(
@@ -342,6 +359,25 @@ impl Shape {
                 Begin::Add,
                 sums,
             );
+        }
+    }
+
+    /// bias: from a block's first key on, (queries of the task, keys), scores: of a panel and the `keys` of the block
+    fn add_bias(
+        &self,
+        bias: &[f32],
+        keys: usize,
+        panel: Range<usize>,
+        scores: &mut [[f32; COLUMNS]],
+    ) {
+        let count = panel.len();
+        for (index, query) in panel.enumerate() {
+            let bias = &bias[query * self.keys..][..keys];
+            for (tile, bias) in bias.chunks(COLUMNS).enumerate() {
+                for (score, bias) in scores[tile * count + index].iter_mut().zip(bias) {
+                    *score += bias * std::f32::consts::LOG2_E;
+                }
+            }
         }
     }
 
@@ -404,6 +440,8 @@ struct Block<'a> {
     count: usize,
     /// Keys.
     held: usize,
+    /// From the first key on, (queries of the task, keys of the row).
+    bias: Option<&'a [f32]>,
 }
 
 /// `0..count` in parts of like size.
@@ -440,8 +478,8 @@ mod tests {
                 tensor(&[3, keys, width], 3),
             );
             let scale = (head_dim as f32).powf(-0.5);
-            let lengths = [keys, 1, keys.div_ceil(2)];
-            for mask in [None, Some(Mask::Causal), Some(Mask::KeyLengths(&lengths))] {
+            let bias = (tensor(&[heads, queries, keys], 4) * 2.0).unwrap();
+            for mask in [None, Some(Mask::Causal), Some(Mask::Bias(&bias))] {
                 let expected = values(&stock::attention(&q, &k, &v, heads, scale, mask).unwrap());
                 let all = || values(&attention(&q, &k, &v, heads, scale, mask).unwrap());
                 let output = all();
@@ -452,12 +490,6 @@ mod tests {
                     assert_eq!(forced, bits(&output));
                 }
                 for row in 0..3 {
-                    let mask = match mask {
-                        Some(Mask::KeyLengths(lengths)) => {
-                            Some(Mask::KeyLengths(&lengths[row..row + 1]))
-                        }
-                        other => other,
-                    };
                     let [q, k, v] = [&q, &k, &v].map(|x| x.narrow(0, row, 1).unwrap());
                     let alone = values(&attention(&q, &k, &v, heads, scale, mask).unwrap());
                     assert_eq!(alone, output[row * alone.len()..(row + 1) * alone.len()]);
@@ -472,7 +504,12 @@ mod tests {
         assert!(attention(&q, &k, &k, 3, 1.0, None).is_err());
         assert!(attention(&q, &k, &q, 2, 1.0, None).is_err());
         assert!(attention(&k, &q, &q, 2, 1.0, Some(Mask::Causal)).is_err());
-        assert!(attention(&q, &k, &k, 2, 1.0, Some(Mask::KeyLengths(&[5, 0]))).is_err());
-        assert!(attention(&q, &k, &k, 2, 1.0, Some(Mask::KeyLengths(&[5]))).is_err());
+        let bias = tensor(&[2, 5, 3], 1);
+        assert!(attention(&q, &k, &k, 2, 1.0, Some(Mask::Bias(&bias))).is_err());
+        // Not a division by no queries, nor an answer from no keys.
+        let [none, no_row] = [(1, 0), (0, 0)].map(|(axis, len)| q.narrow(axis, 0, len).unwrap());
+        assert!(attention(&none, &k, &k, 2, 1.0, None).is_err());
+        assert!(attention(&q, &none, &none, 2, 1.0, None).is_err());
+        assert!(attention(&no_row, &no_row, &no_row, 2, 1.0, None).is_err());
     }
 }

@@ -8,7 +8,7 @@ use super::elementwise::geglu;
 use super::finish::{multiply_tensor, with_optional};
 use super::panel::COLUMNS;
 use super::product::{Geometry, PackedWeight};
-use crate::kernels::reference;
+use crate::kernels::linear as token_flat;
 use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 
 /// `y = x Wᵀ + b` over the last dimension.
@@ -17,18 +17,21 @@ use crate::kernels::tensor_data::{is_on_cpu, with_slice};
 /// the thousands of rows of a picture.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Weight,
-    /// (out,) f32
-    bias: Option<Tensor>,
+    form: Form,
     out: usize,
     inputs: usize,
 }
 
 #[derive(Debug, Clone)]
-enum Weight {
-    Packed(Arc<PackedWeight>),
-    /// (out, in), on another device.
-    Stock(Tensor),
+enum Form {
+    /// f32, on the CPU.
+    Packed {
+        weight: Arc<PackedWeight>,
+        /// (out,) f32
+        bias: Option<Tensor>,
+    },
+    /// In half precision, in which it is kept, or on another device.
+    Flat(token_flat::Linear),
 }
 
 impl Linear {
@@ -49,36 +52,21 @@ impl Linear {
                 bias.dims()
             );
         }
-        let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
-        let weight = match is_on_cpu(&weight) {
-            true => Weight::Packed(Arc::new(PackedWeight::pack(
-                &weight.reshape((out, inputs, 1))?,
-            )?)),
-            false => Weight::Stock(weight),
+        let form = match is_on_cpu(&weight) && weight.dtype() == DType::F32 {
+            true => Form::Packed {
+                weight: Arc::new(PackedWeight::pack(&weight.reshape((out, inputs, 1))?)?),
+                bias: bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?,
+            },
+            false => Form::Flat(token_flat::Linear::dense(weight, bias)?),
         };
-        Ok(Self {
-            weight,
-            bias,
-            out,
-            inputs,
-        })
-    }
-
-    /// Columns of the output.
-    pub fn out_features(&self) -> usize {
-        self.out
-    }
-
-    /// Columns of the input.
-    pub fn in_features(&self) -> usize {
-        self.inputs
+        Ok(Self { form, out, inputs })
     }
 
     /// Bytes of the weight as it is kept.
     pub fn weight_bytes(&self) -> usize {
-        match &self.weight {
-            Weight::Packed(weight) => weight.bytes(),
-            Weight::Stock(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+        match &self.form {
+            Form::Packed { weight, .. } => weight.bytes(),
+            Form::Flat(layer) => layer.weight_bytes(),
         }
     }
 
@@ -98,6 +86,42 @@ impl Linear {
         self.apply(x, Some(residual))
     }
 
+    fn apply(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        let shape = self.output_shape(x)?;
+        if let Some(residual) = residual
+            && residual.dims() != shape
+        {
+            bail!(
+                "the residual has shape {:?}, the product {shape:?}",
+                residual.dims()
+            );
+        }
+        match &self.form {
+            Form::Packed { weight, bias } => {
+                let geometry = Geometry::rows(x.elem_count() / self.inputs);
+                multiply_tensor(
+                    |x, addends| weight.multiply(x, &geometry, addends),
+                    x,
+                    bias.as_ref(),
+                    None,
+                    residual,
+                    &shape,
+                )
+            }
+            Form::Flat(layer) => {
+                let flat = x.reshape(((), self.inputs))?;
+                let y = match residual {
+                    Some(residual) => {
+                        let residual = residual.reshape(((), self.out))?;
+                        layer.forward_add(&flat, &residual.to_dtype(DType::F32)?)?
+                    }
+                    None => layer.forward(&flat)?,
+                };
+                y.to_dtype(x.dtype())?.reshape(shape)
+            }
+        }
+    }
+
     fn output_shape(&self, x: &Tensor) -> Result<Vec<usize>> {
         if x.dim(D::Minus1)? != self.inputs || x.elem_count() == 0 {
             bail!(
@@ -112,41 +136,36 @@ impl Linear {
         }
         Ok(shape)
     }
+}
 
-    fn apply(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let shape = self.output_shape(x)?;
-        if let Some(residual) = residual
-            && residual.dims() != shape
-        {
-            bail!(
-                "the residual has shape {:?}, the product {shape:?}",
-                residual.dims()
-            );
-        }
-        let rows = x.elem_count() / self.inputs;
-        match &self.weight {
-            Weight::Packed(weight) => multiply_tensor(
-                |x, addends| weight.multiply(x, &Geometry::rows(rows), addends),
-                x,
-                self.bias.as_ref(),
-                None,
-                residual,
-                &shape,
-            ),
-            Weight::Stock(weight) => {
-                let flat = x.reshape((rows, self.inputs))?;
-                let mut y = reference::dense_linear(&flat, weight)?;
-                if let Some(bias) = &self.bias {
-                    y = y.broadcast_add(bias)?;
-                }
-                let y = y.to_dtype(x.dtype())?.reshape(shape)?;
-                match residual {
-                    Some(residual) => y + residual,
-                    None => Ok(y),
-                }
-            }
-        }
-    }
+/// Several layers over one input, x: (.., in) -> (.., out) of each, of the same dtype.
+///
+/// # Errors
+/// When `x` has other columns, or on the CPU is not f32.
+pub fn forward_all<const LAYERS: usize>(
+    layers: [&Linear; LAYERS],
+    x: &Tensor,
+) -> Result<[Tensor; LAYERS]> {
+    let shapes = layers.iter().map(|layer| layer.output_shape(x));
+    let shapes = shapes.collect::<Result<Vec<_>>>()?;
+    let flat = layers.map(|layer| match &layer.form {
+        Form::Flat(layer) => Some(layer),
+        Form::Packed { .. } => None,
+    });
+    let outputs = if flat.iter().all(Option::is_some) {
+        // One parallel loop over all of them.
+        let flat = flat.map(|layer| layer.expect("checked above"));
+        let x_flat = x.reshape(((), x.dim(D::Minus1)?))?;
+        let outputs = token_flat::forward_all(flat, &x_flat)?.into_iter();
+        let outputs = outputs.zip(shapes);
+        outputs
+            .map(|(y, shape)| y.to_dtype(x.dtype())?.reshape(shape))
+            .collect::<Result<Vec<_>>>()?
+    } else {
+        let outputs = layers.iter().map(|layer| layer.forward(x));
+        outputs.collect::<Result<Vec<_>>>()?
+    };
+    Ok(outputs.try_into().expect("an output for each layer"))
 }
 
 /// A linear layer with GEGLU behind it: `value * gelu_erf(gate)`, of which each tile is finished while it is at hand.
@@ -168,7 +187,8 @@ impl Geglu {
             bail!("geglu takes values and gates, not {both} rows");
         }
         let width = both / 2;
-        let in_turns = is_on_cpu(&weight) && width.is_multiple_of(COLUMNS);
+        let packed = is_on_cpu(&weight) && weight.dtype() == DType::F32;
+        let in_turns = packed && width.is_multiple_of(COLUMNS);
         let layer = if in_turns {
             let order: Vec<u32> = (0..both)
                 .map(|row| {
@@ -194,7 +214,7 @@ impl Geglu {
     /// # Errors
     /// When `x` has other columns, or on the CPU is not f32.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (true, Weight::Packed(weight)) = (self.in_turns, &self.layer.weight) else {
+        let (true, Form::Packed { weight, bias }) = (self.in_turns, &self.layer.form) else {
             return geglu(&self.layer.forward(x)?);
         };
         let mut shape = self.layer.output_shape(x)?;
@@ -202,9 +222,7 @@ impl Geglu {
             *last /= 2;
         }
         let output = with_slice::<f32, _>(x, |x| {
-            with_optional(self.layer.bias.as_ref(), |bias| {
-                Ok(weight.multiply_geglu(x, bias))
-            })
+            with_optional(bias.as_ref(), |bias| Ok(weight.multiply_geglu(x, bias)))
         })?;
         Tensor::from_vec(output, shape, &Device::Cpu)
     }
@@ -215,7 +233,7 @@ mod tests {
     use super::*;
     use crate::kernels::image::test_tensors::{tensor, values};
     use crate::kernels::isa::Isa;
-    use crate::kernels::test_numbers::bits;
+    use crate::kernels::test_numbers::{bits, largest};
 
     #[test]
     fn products_are_right_on_every_instruction_set_and_alone() {
@@ -271,6 +289,35 @@ mod tests {
             }
         }
         assert!(Geglu::dense(tensor(&[3, 4], 1), None).is_err());
+    }
+
+    #[test]
+    fn half_precision_is_kept_and_multiplied_as_f32_would_be() {
+        let (weight, bias) = (tensor(&[2 * 48, 33], 1), tensor(&[2 * 48], 2));
+        let (x, residual) = (tensor(&[2, 5, 33], 3), tensor(&[2, 5, 2 * 48], 4));
+        for dtype in [DType::F16, DType::BF16] {
+            let half = weight.to_dtype(dtype).unwrap();
+            let wide = half.to_dtype(DType::F32).unwrap();
+            let [kept, widened] = [&half, &wide]
+                .map(|weight| Linear::dense(weight.clone(), Some(bias.clone())).unwrap());
+            assert_eq!(2 * kept.weight_bytes(), widened.weight_bytes());
+            let pairs = [
+                [&kept, &widened].map(|layer| layer.forward(&x).unwrap()),
+                [&kept, &widened].map(|layer| layer.forward_add(&x, &residual).unwrap()),
+                [&half, &wide].map(|weight| {
+                    let layer = Geglu::dense(weight.clone(), Some(bias.clone())).unwrap();
+                    layer.forward(&x).unwrap()
+                }),
+            ];
+            for [kept, widened] in pairs {
+                assert_eq!(kept.dims(), widened.dims());
+                let difference = values(&(kept - widened).unwrap());
+                assert!(largest(&difference) < 1e-5, "{}", largest(&difference));
+            }
+            let [one, other] = forward_all([&kept, &kept], &x).unwrap();
+            let alone = values(&kept.forward(&x).unwrap());
+            assert_eq!([&values(&one), &values(&other)], [&alone, &alone]);
+        }
     }
 
     #[test]

@@ -4,7 +4,6 @@ use candle_core::Tensor;
 
 use crate::job::{ImageJob, PromptTokens};
 use crate::model::ModelError;
-use crate::model::diffusion::schedule::FlowLevels;
 
 /// What the text encoders made of a prompt. Computed once for a request, kept while its rows run.
 #[derive(Clone, Debug)]
@@ -13,6 +12,15 @@ pub struct Conditioning {
     pub context: Tensor,
     /// (1, p) f32: the prompt as a whole, for models that take it.
     pub pooled: Option<Tensor>,
+}
+
+impl Conditioning {
+    /// Bytes of its tensors.
+    pub fn bytes(&self) -> usize {
+        let tensors = [Some(&self.context), self.pooled.as_ref()];
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        tensors.into_iter().flatten().map(bytes).sum()
+    }
 }
 
 /// Which of a job's two prompts is read.
@@ -59,15 +67,4 @@ pub trait Denoiser {
     /// # Errors
     /// The device fails.
     fn predict(&self, x: &Tensor, rows: &[DenoiserRow<'_>]) -> Result<Tensor, ModelError>;
-
-    /// Where a flow's noise levels lie.
-    fn flow_levels(&self) -> FlowLevels {
-        FlowLevels::Trained
-    }
-
-    /// Pixels of a latent that make one token of the network, along one edge: for flows whose shift
-    /// depends on the picture's size.
-    fn patch(&self) -> usize {
-        2
-    }
 }

@@ -45,7 +45,7 @@ impl ClipPrompts {
             .iter()
             .zip(&config.text_encoders)
             .map(|((_, tokenizer), encoder)| {
-                let tokenizer = ClipTokenizer::from_folder(&folder.join(tokenizer))?;
+                let tokenizer = ClipTokenizer::for_encoder(&folder.join(tokenizer), encoder)?;
                 Ok((tokenizer, encoder.positions))
             })
             .collect::<Result<_, ModelError>>()?;
@@ -90,13 +90,15 @@ pub struct DiffusionFrontend {
     flow: FlowShape,
 }
 
-/// What a flow's schedule depends on beside its configuration.
+/// What a flow's schedule depends on beside its configuration, and how far its pictures reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FlowShape {
     /// Where its noise levels lie.
     pub levels: super::schedule::FlowLevels,
     /// Pixels of one token along an edge, for a shift that depends on the picture's size.
     pub token_pixels: u32,
+    /// Pixels of the longest edge that the network has positions for.
+    pub max_edge: u32,
 }
 
 impl Default for FlowShape {
@@ -104,6 +106,7 @@ impl Default for FlowShape {
         FlowShape {
             levels: super::schedule::FlowLevels::Trained,
             token_pixels: 16,
+            max_edge: u32::MAX,
         }
     }
 }
@@ -165,6 +168,10 @@ impl ImageFrontend for DiffusionFrontend {
                 .map_err(|error| format!("is {error}"))?,
         };
         Ok((choice.name, choice.karras))
+    }
+
+    fn max_edge(&self) -> u32 {
+        self.flow.max_edge
     }
 
     fn schedule_names(&self) -> Vec<(&'static str, &'static str)> {

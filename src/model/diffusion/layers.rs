@@ -3,8 +3,9 @@
 use candle_core::{DType, Tensor};
 
 use super::weights::Scope;
-use crate::kernels::image::{Conv2d, ConvOptions, GroupNorm, LayerNorm, Padding};
-use crate::kernels::linear::{self, Linear};
+use crate::kernels::image::{
+    self, Conv2d, ConvOptions, Geglu, GroupNorm, LayerNorm, Linear, Padding,
+};
 use crate::model::ModelError;
 
 /// A 3x3 convolution that keeps the picture's size.
@@ -34,6 +35,15 @@ pub(super) fn linear(scope: &Scope<'_>, k: usize, n: usize) -> Result<Linear, Mo
     Ok(Linear::dense(scope.tensor("weight", &[n, k])?, Some(bias))?)
 }
 
+/// A linear layer with GEGLU behind it: weight (2 n, k), bias (2 n,), the values' before the gates'.
+pub(super) fn geglu(scope: &Scope<'_>, k: usize, n: usize) -> Result<Geglu, ModelError> {
+    let bias = scope.tensor("bias", &[2 * n])?;
+    Ok(Geglu::dense(
+        scope.tensor("weight", &[2 * n, k])?,
+        Some(bias),
+    )?)
+}
+
 /// A linear layer without a bias: weight (n, k).
 pub(super) fn linear_no_bias(scope: &Scope<'_>, k: usize, n: usize) -> Result<Linear, ModelError> {
     Ok(Linear::dense(scope.tensor("weight", &[n, k])?, None)?)
@@ -52,6 +62,25 @@ pub(super) fn linear_f32(
     };
     let weight = scope.tensor_f32("weight", &[n, k])?;
     Ok(Linear::dense(weight, bias)?)
+}
+
+/// Linear, SiLU, linear, in f32: what timesteps, scales and whole prompts go through. (rows, inputs) -> (rows, width).
+pub(super) struct Embedder {
+    first: Linear,
+    second: Linear,
+}
+
+impl Embedder {
+    pub(super) fn load(scope: &Scope<'_>, inputs: usize, width: usize) -> Result<Self, ModelError> {
+        Ok(Embedder {
+            first: linear_f32(&scope.at("linear_1"), inputs, width, true)?,
+            second: linear_f32(&scope.at("linear_2"), width, width, true)?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.second.forward(&image::silu(&self.first.forward(x)?)?)
+    }
 }
 
 /// A 3x3 convolution with a bias.
@@ -98,20 +127,6 @@ pub(super) fn layer_norm(
     let weight = scope.tensor_f32("weight", &[width])?;
     let bias = scope.tensor_f32("bias", &[width])?;
     Ok(LayerNorm::new(weight, Some(bias), eps)?)
-}
-
-/// Several layers over one input, x: (rows, tokens, k) -> (rows, tokens, n) of each, in the dtype of `x`.
-pub(super) fn linears<const LAYERS: usize>(
-    layers: [&Linear; LAYERS],
-    x: &Tensor,
-) -> candle_core::Result<[Tensor; LAYERS]> {
-    let (rows, tokens, width) = x.dims3()?;
-    let mut outputs = linear::forward_all(layers, &x.reshape((rows * tokens, width))?)?;
-    for output in &mut outputs {
-        let n = output.dim(1)?;
-        *output = output.to_dtype(x.dtype())?.reshape((rows, tokens, n))?;
-    }
-    Ok(outputs)
 }
 
 /// In which numbers a component with weights of this dtype computes: f32 on the CPU, theirs elsewhere.

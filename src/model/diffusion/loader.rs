@@ -37,6 +37,11 @@ impl FamilyConfig {
         )
     }
 
+    /// Whether it was trained for flow matching.
+    fn is_flow(&self) -> bool {
+        matches!(self, FamilyConfig::Flow(_))
+    }
+
     fn vae(&self) -> &VaeConfig {
         match self {
             FamilyConfig::StableDiffusion(config) => &config.vae,
@@ -140,6 +145,16 @@ pub fn load_assets(folder: &Path, dummy_seed: Option<u64>) -> Result<DiffusionAs
         .map_err(|error| ModelError::Load(format!("cannot read {}: {error}", file.display())))?;
     let schedule =
         ScheduleConfig::from_text(&text).map_err(|error| ModelError::Load(error.to_string()))?;
+    if schedule.is_flow() != config.is_flow() {
+        let (given, needed) = match schedule.is_flow() {
+            true => ("a flow", "none"),
+            false => ("no flow", "one"),
+        };
+        return Err(ModelError::Load(format!(
+            "{}: prediction_type is that of {given}, the model is {needed}",
+            file.display()
+        )));
+    }
     let prompts = config.prompts(folder)?;
     let pixels = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
     let (width, height) = config.size();

@@ -16,6 +16,7 @@ pub mod loader;
 pub mod preview;
 pub mod prompt;
 pub mod random;
+mod read_prompts;
 mod row;
 pub mod schedule;
 pub mod stable_diffusion;
@@ -26,7 +27,7 @@ pub mod vae;
 pub mod weights;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use candle_core::Tensor;
 
@@ -40,18 +41,17 @@ use crate::picture::Picture;
 use denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
 use frontend::DiffusionFrontend;
 use preview::PreviewMap;
-use row::Row;
+use read_prompts::ReadPrompts;
+use row::{Advanced, Row};
 use schedule::StepCoefficients;
 use schedule::rows::RowState;
-use vae::{Vae, pixels};
+use vae::{Moments, Vae, pixels};
 
 /// Latent places that make one unit of work and of memory: those of 64 pixels squared.
 const UNIT_PLACES: u64 = 64;
 /// A decoding costs about as much as so many rows in a denoising step (measured on Stable Diffusion 1.5:
 /// 1.26 against 0.40 tera-multiplications at 512 pixels squared).
 const DECODE_ROWS: u32 = 3;
-/// Prompts whose states are kept. The empty negative prompt is among nearly everybody's.
-const KEPT_PROMPTS: usize = 32;
 
 /// How a diffusion model is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct DiffusionOptions {
     pub decode_memory_bytes: usize,
     /// Pixels of the largest picture.
     pub max_image_pixels: u32,
+    /// Bytes of what the text encoders made of prompts read lately.
+    pub prompt_cache_bytes: usize,
 }
 
 /// A diffusion model.
@@ -74,8 +76,9 @@ pub struct DiffusionModel {
     frontend: Arc<DiffusionFrontend>,
     capacity: Capacity,
     rows: Vec<Option<Row>>,
-    /// Prompts read lately, the latest last.
-    prompts: Vec<ReadPrompt>,
+    prompts: ReadPrompts,
+    /// The source encoded last: the pictures of a request share it.
+    encoded: Option<(Weak<Picture>, Moments)>,
     noise: NoiseSource,
 }
 
@@ -113,7 +116,8 @@ impl DiffusionModel {
                 memory_units: u32::try_from(units).unwrap_or(u32::MAX),
             },
             rows: (0..options.batch_size).map(|_| None).collect(),
-            prompts: Vec::new(),
+            prompts: ReadPrompts::new(options.prompt_cache_bytes),
+            encoded: None,
             noise: Box::new(random::fill),
         }
     }
@@ -161,12 +165,32 @@ impl DiffusionModel {
             Some(negative) => Some(self.read(image, negative, PromptSide::Negative)?),
             None => None,
         };
+        let source = match &image.source {
+            Some(source) => Some(self.encode(&source.picture)?),
+            None => None,
+        };
         let size = self.latent_size(image);
         let channels = self.denoiser.latent_channels();
         let (vae, noise) = (&self.vae, &self.noise);
         let row = self.rows[slot.index()].as_mut();
         let row = row.expect("the slot was looked at above");
-        row.begin(vae, noise, (size.0, size.1, channels), positive, negative)
+        let size = (size.0, size.1, channels);
+        row.begin(vae, noise, size, positive, negative, source)
+    }
+
+    /// The distribution of a picture's latents.
+    fn encode(&mut self, picture: &Arc<Picture>) -> Result<Moments, ModelError> {
+        let known = Arc::downgrade(picture);
+        if let Some((picture, moments)) = &self.encoded
+            && picture.ptr_eq(&known)
+        {
+            return Ok(moments.clone());
+        }
+        let (height, width) = (picture.height() as usize, picture.width() as usize);
+        let pixels = pixels::from_bytes(picture.rgb(), height, width, self.vae.device())?;
+        let moments = self.vae.encode(&pixels)?;
+        self.encoded = Some((known, moments.clone()));
+        Ok(moments)
     }
 
     fn read(
@@ -175,22 +199,16 @@ impl DiffusionModel {
         prompt: &Arc<[PromptTokens]>,
         side: PromptSide,
     ) -> Result<Arc<Conditioning>, ModelError> {
-        let chunks = chunks(job);
+        let chunks = job.prompt_chunks();
         let is_same = |read: &ReadPrompt| {
             (read.side, read.chunks, read.given) == (side, chunks, job.negative_given)
                 && read.prompt == *prompt
         };
-        if let Some(place) = self.prompts.iter().position(is_same) {
-            let read = self.prompts.remove(place);
-            let conditioning = Arc::clone(&read.conditioning);
-            self.prompts.push(read);
+        if let Some(conditioning) = self.prompts.find(is_same) {
             return Ok(conditioning);
         }
         let conditioning = Arc::new(self.denoiser.read(job, prompt, side)?);
-        if self.prompts.len() == KEPT_PROMPTS {
-            self.prompts.remove(0);
-        }
-        self.prompts.push(ReadPrompt {
+        self.prompts.keep(ReadPrompt {
             prompt: Arc::clone(prompt),
             side,
             chunks,
@@ -200,8 +218,9 @@ impl DiffusionModel {
         Ok(conditioning)
     }
 
-    /// Takes the rows in these slots through one denoising step, side by side.
-    fn denoise(&mut self, slots: &[Slot]) -> Result<(), ModelError> {
+    /// Takes the rows in these slots through one denoising step, side by side: all or, where memory runs out
+    /// on the way, none. Returns what is to be shown of each.
+    fn denoise(&mut self, slots: &[Slot]) -> Result<Vec<Option<Arc<Picture>>>, ModelError> {
         let rows: Vec<&Row> = slots
             .iter()
             .map(|slot| self.row(*slot))
@@ -215,12 +234,24 @@ impl DiffusionModel {
         let output = self.predict(&rows, &steps, &state.x)?;
         let noise = self.step_noise(&rows, &steps, &state.x)?;
         let next = state.update(&steps, &output, noise.as_ref())?;
-        for (index, slot) in slots.iter().enumerate() {
+        let advanced: Vec<Advanced> = rows
+            .iter()
+            .enumerate()
+            .map(|(index, row)| row.advanced(&next, index))
+            .collect::<Result<_, _>>()?;
+        let shown = advanced
+            .iter()
+            .map(|advanced| match advanced.is_shown {
+                true => Ok(Some(Arc::new(self.preview.picture(&advanced.denoised()?)?))),
+                false => Ok(None),
+            })
+            .collect::<Result<_, ModelError>>()?;
+        // From here on nothing can fail.
+        for (slot, advanced) in slots.iter().zip(advanced) {
             let row = self.rows[slot.index()].as_mut();
-            let row = row.expect("the slot was looked at above");
-            row.advance(&next, index)?;
+            row.expect("the slot was looked at above").take(advanced);
         }
-        Ok(())
+        Ok(shown)
     }
 
     /// The guided prediction: (rows, h, w, c) f32. Rows with guidance are predicted twice in the same pass.
@@ -299,7 +330,11 @@ impl DiffusionModel {
         Ok(Arc::new(Picture::new(image.width, image.height, rgb)))
     }
 
-    fn outcome(&self, planned: &PlannedRow) -> Result<RowOutcome, ModelError> {
+    fn outcome(
+        &self,
+        planned: &PlannedRow,
+        shown: Option<Arc<Picture>>,
+    ) -> Result<RowOutcome, ModelError> {
         let row = self.row(planned.slot)?;
         let mut emitted = Vec::new();
         if planned.phase == Phase::Iterate {
@@ -307,11 +342,9 @@ impl DiffusionModel {
                 step: row.step(),
                 steps: row.steps(),
             });
-            if row.is_shown() {
-                emitted.push(Emission::Preview {
-                    step: row.step(),
-                    picture: Arc::new(self.preview.picture(&row.denoised()?)?),
-                });
+            if let Some(picture) = shown {
+                let step = row.step();
+                emitted.push(Emission::Preview { step, picture });
             }
         }
         Ok(RowOutcome {
@@ -350,7 +383,7 @@ impl Model for DiffusionModel {
     fn key(&self, job: &Job) -> BatchKey {
         let image = job.image();
         let mut hasher = DefaultHasher::new();
-        (image.width, image.height, chunks(image)).hash(&mut hasher);
+        (image.width, image.height, image.prompt_chunks()).hash(&mut hasher);
         BatchKey(hasher.finish() & !row::FINISHING)
     }
 
@@ -386,19 +419,20 @@ impl Model for DiffusionModel {
                 .filter(move |planned| planned.phase == phase)
                 .map(|planned| planned.slot)
         };
-        // What is wrong with one row's beginning ends it alone.
+        // What is wrong with one row's beginning ends it alone, also that memory runs out: of the others none
+        // has asked for more than it had.
         let mut failed: Vec<(Slot, String)> = Vec::new();
         for slot in of_phase(Phase::Begin) {
-            match self.begin(slot) {
-                Ok(()) => {}
-                Err(error @ ModelError::OutOfMemory(_)) => return Err(error),
-                Err(error) => failed.push((slot, error.to_string())),
+            if let Err(error) = self.begin(slot) {
+                failed.push((slot, error.to_string()));
             }
         }
         let iterating: Vec<Slot> = of_phase(Phase::Iterate).collect();
-        if !iterating.is_empty() {
-            self.denoise(&iterating)?;
+        let mut shown = match iterating.is_empty() {
+            true => Vec::new(),
+            false => self.denoise(&iterating)?,
         }
+        .into_iter();
         rows.iter()
             .map(|planned| {
                 if let Some((slot, message)) = failed.iter().find(|(slot, _)| *slot == planned.slot)
@@ -410,7 +444,8 @@ impl Model for DiffusionModel {
                     });
                 }
                 match planned.phase {
-                    Phase::Begin | Phase::Iterate => self.outcome(planned),
+                    Phase::Begin => self.outcome(planned, None),
+                    Phase::Iterate => self.outcome(planned, shown.next().flatten()),
                     Phase::Finish => self.finish(planned.slot),
                 }
             })
@@ -420,15 +455,4 @@ impl Model for DiffusionModel {
     fn retire(&mut self, slot: Slot) {
         self.rows[slot.index()] = None;
     }
-}
-
-/// Windows that a job's prompts take, the longer one counting.
-fn chunks(job: &ImageJob) -> usize {
-    [Some(&job.prompt), job.negative.as_ref()]
-        .into_iter()
-        .flatten()
-        .flat_map(|prompt| prompt.iter())
-        .map(|prompt| prompt.chunks.len())
-        .max()
-        .unwrap_or(1)
 }

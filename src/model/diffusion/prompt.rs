@@ -12,6 +12,9 @@ use crate::model::ModelError;
 const BRACKET_WEIGHT: f64 = 1.1;
 /// The largest weight, to either side of 0: far beyond what still draws a picture.
 const MAX_WEIGHT: f64 = 100.0;
+/// Brackets of one kind that may be open at once, so that a piece is weighted so many times at most. Round ones come to
+/// [`MAX_WEIGHT`] long before.
+const MAX_NESTING: usize = 100;
 /// Ends a chunk, in capitals and as a word of its own.
 const BREAK: &str = "BREAK";
 
@@ -30,6 +33,9 @@ pub enum PromptError {
     /// The product of a place's weights is out of range.
     #[error("has a weight of {0}; weights must be -{MAX_WEIGHT} to {MAX_WEIGHT}")]
     Weight(f64),
+    /// Brackets in brackets.
+    #[error("has brackets in brackets, deeper than {MAX_NESTING}")]
+    Nesting,
     /// More text than is allowed.
     #[error("takes {chunks} chunks of {chunk_tokens} tokens; at most {most} are allowed")]
     TooLong {
@@ -172,7 +178,7 @@ fn framed(tokenizer: &ClipTokenizer, inside: &[(u32, f32)], positions: usize) ->
 /// Reads brackets, weights and breaks.
 ///
 /// # Errors
-/// A weight out of range.
+/// A weight out of range, or brackets nested too deep.
 fn pieces(prompt: &str) -> Result<Vec<Piece>, PromptError> {
     let mut reader = Reader::default();
     let mut rest = prompt;
@@ -186,11 +192,11 @@ fn pieces(prompt: &str) -> Result<Vec<Piece>, PromptError> {
                 1 + literal.map_or(0, char::len_utf8)
             }
             '(' => {
-                reader.round.push(reader.pieces.len());
+                open(&mut reader.round, reader.pieces.len())?;
                 1
             }
             '[' => {
-                reader.square.push(reader.pieces.len());
+                open(&mut reader.square, reader.pieces.len())?;
                 1
             }
             ')' if !reader.round.is_empty() => {
@@ -222,6 +228,15 @@ fn pieces(prompt: &str) -> Result<Vec<Piece>, PromptError> {
         rest = &rest[length..];
     }
     reader.finish()
+}
+
+/// A bracket opens before the piece of this number.
+fn open(brackets: &mut Vec<usize>, piece: usize) -> Result<(), PromptError> {
+    if brackets.len() == MAX_NESTING {
+        return Err(PromptError::Nesting);
+    }
+    brackets.push(piece);
+    Ok(())
 }
 
 /// `:1.3)` at the beginning of a text: the weight, and how long it is written.
@@ -405,12 +420,21 @@ mod tests {
             "(a:101)".to_string(),
             format!("(a:{nines})"),
             "((a:50):50)".to_string(),
-            format!("{}a", "(".repeat(5000)),
+            format!("{}a", "(".repeat(50)),
             format!("(b:0) ((a:{nines}):0)"),
         ] {
             let error = pieces(&prompt).expect_err(&prompt[..7]).to_string();
             assert!(error.contains("weights must be"), "{error}");
         }
-        assert!(pieces(&"[".repeat(5000)).expect("valid").is_empty());
+        assert!(pieces(&"[".repeat(100)).expect("valid").is_empty());
+        for hostile in ["(a", "[a", "((b)", "(a:0)[a"] {
+            let error = pieces(&hostile.repeat(32_768)).expect_err(hostile);
+            assert!(matches!(error, PromptError::Nesting), "{hostile}: {error}");
+        }
+        assert_eq!(
+            parsed(&"(a:0)".repeat(1000)).len(),
+            1,
+            "one after the other"
+        );
     }
 }

@@ -9,7 +9,7 @@ use super::denoiser::{Conditioning, PromptSide};
 use super::random::NoiseUse;
 use super::schedule::rows::RowState;
 use super::schedule::{Mixture, NoiseSchedule, StepCoefficients};
-use super::vae::{Vae, pixels};
+use super::vae::{Moments, Vae};
 use crate::batch::BatchKey;
 use crate::job::{ImageJob, Job, Previews};
 use crate::model::ModelError;
@@ -33,8 +33,6 @@ pub(super) struct Row {
 /// What a row carries from step to step.
 struct Drawing {
     state: RowState,
-    /// What the latest step takes the finished latent to be, (1, h, w, c); none before the first.
-    denoised: Option<Tensor>,
     positive: Arc<Conditioning>,
     negative: Option<Arc<Conditioning>>,
     kept: Option<Kept>,
@@ -85,15 +83,6 @@ impl Row {
         self.schedule.len() as u32
     }
 
-    /// Whether the state after the latest step is to be shown.
-    pub(super) fn is_shown(&self) -> bool {
-        match &self.image().previews {
-            Previews::None => false,
-            Previews::Latest => true,
-            Previews::After(steps) => steps.contains(&self.step()),
-        }
-    }
-
     /// The numbers of the step to come.
     pub(super) fn coefficients(&self) -> StepCoefficients {
         *self
@@ -119,13 +108,6 @@ impl Row {
         })
     }
 
-    /// (h, w, c) f32: what it looks like it will become.
-    pub(super) fn denoised(&self) -> Result<Tensor, ModelError> {
-        let drawing = self.drawing()?;
-        let latent = drawing.denoised.as_ref().unwrap_or(&drawing.state.x);
-        Ok(latent.squeeze(0)?.contiguous()?)
-    }
-
     fn drawing(&self) -> Result<&Drawing, ModelError> {
         self.drawing
             .as_ref()
@@ -138,7 +120,7 @@ impl Row {
         (self.image().seed_of(self.choice), NoiseUse::Step(step))
     }
 
-    /// Puts the latent where the first step begins: at noise, or at the source under noise.
+    /// Puts the latent where the first step begins: at noise, or at the source under noise, whose moments are `encoded`.
     pub(super) fn begin(
         &mut self,
         vae: &Vae,
@@ -146,6 +128,7 @@ impl Row {
         (height, width, channels): (usize, usize, usize),
         positive: Arc<Conditioning>,
         negative: Option<Arc<Conditioning>>,
+        encoded: Option<Moments>,
     ) -> Result<(), ModelError> {
         let shape = (1, height, width, channels);
         let seed = self.image().seed_of(self.choice);
@@ -155,16 +138,12 @@ impl Row {
             Tensor::from_vec(values, shape, vae.device())
         };
         let noise = draw(NoiseUse::Initial)?;
-        let (x, kept) = match &self.image().source {
+        let (x, kept) = match self.image().source.as_ref().zip(encoded) {
             None => {
                 let scale = self.schedule.begin().noise;
                 (noise.affine(scale, 0.0)?, None)
             }
-            Some(source) => {
-                let picture = &source.picture;
-                let size = (picture.height() as usize, picture.width() as usize);
-                let pixels = pixels::from_bytes(picture.rgb(), size.0, size.1, vae.device())?;
-                let moments = vae.encode(&pixels)?;
+            Some((source, moments)) => {
                 let deviation = (moments.log_variance / 2.0)?.exp()?;
                 let sampled = (moments.mean + (deviation * draw(NoiseUse::Encode)?)?)?;
                 let latent = vae.scale(&sampled)?;
@@ -182,7 +161,6 @@ impl Row {
         };
         self.drawing = Some(Drawing {
             state: RowState::new(x),
-            denoised: None,
             positive,
             negative,
             kept,
@@ -190,29 +168,57 @@ impl Row {
         Ok(())
     }
 
-    /// Takes row `index` of what a step came to.
-    pub(super) fn advance(&mut self, next: &RowState, index: usize) -> Result<(), ModelError> {
-        self.step += 1;
-        let (kept, anchored) = (self.schedule.kept(), self.schedule.anchored());
-        let mixture = self.schedule.noised(self.step);
-        let Some(drawing) = &mut self.drawing else {
-            return Err(ModelError::Device(
-                "a row was run that has not begun".to_owned(),
-            ));
-        };
-        drawing.state = next.row(index, kept, anchored)?;
-        drawing.denoised = match next.kept.first() {
+    /// What row `index` of a step's result makes of it. Nothing has changed yet: memory may run out on the way.
+    pub(super) fn advanced(&self, next: &RowState, index: usize) -> Result<Advanced, ModelError> {
+        let drawing = self.drawing()?;
+        let step = self.step + 1;
+        let mut state = next.row(index, self.schedule.kept(), self.schedule.anchored())?;
+        let denoised = match next.kept.first() {
             Some(denoised) => Some(denoised.narrow(0, index, 1)?),
             None => None,
         };
         if let Some(kept) = &drawing.kept {
             // diffusers: (1 - mask) * original, noised for the next step, + mask * latent.
-            let original = mixed(mixture, &kept.latent, &kept.noise)?;
+            let original = mixed(self.schedule.noised(step), &kept.latent, &kept.noise)?;
             let old = original.broadcast_mul(&kept.mask.affine(-1.0, 1.0)?)?;
-            let new = drawing.state.x.broadcast_mul(&kept.mask)?;
-            drawing.state.x = (old + new)?;
+            let new = state.x.broadcast_mul(&kept.mask)?;
+            state.x = (old + new)?;
         }
-        Ok(())
+        let is_shown = match &self.image().previews {
+            Previews::None => false,
+            Previews::Latest => true,
+            Previews::After(steps) => steps.contains(&(step as u32)),
+        };
+        Ok(Advanced {
+            state,
+            denoised,
+            is_shown,
+        })
+    }
+
+    /// Takes the step.
+    pub(super) fn take(&mut self, advanced: Advanced) {
+        if let Some(drawing) = &mut self.drawing {
+            self.step += 1;
+            drawing.state = advanced.state;
+        }
+    }
+}
+
+/// A row after a step that has been computed and not been taken.
+pub(super) struct Advanced {
+    state: RowState,
+    /// What the step takes the finished latent to be, (1, h, w, c).
+    denoised: Option<Tensor>,
+    /// Whether the state after it is to be shown.
+    pub(super) is_shown: bool,
+}
+
+impl Advanced {
+    /// (h, w, c) f32: what it looks like it will become.
+    pub(super) fn denoised(&self) -> Result<Tensor, ModelError> {
+        let latent = self.denoised.as_ref().unwrap_or(&self.state.x);
+        Ok(latent.squeeze(0)?.contiguous()?)
     }
 }
 

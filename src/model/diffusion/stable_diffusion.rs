@@ -62,13 +62,6 @@ impl StableDiffusion {
         device: &Device,
         frontend: Arc<DiffusionFrontend>,
     ) -> Result<Self, ModelError> {
-        if config.unet.is_inpainting() {
-            return Err(ModelError::Load(
-                "unet/config.json: a UNet made for inpainting (9 channels in) is not supported; any other one \
-                 paints in masked areas"
-                    .to_owned(),
-            ));
-        }
         let encoders = TEXT_FOLDERS
             .iter()
             .zip(&config.text_encoders)
@@ -103,14 +96,7 @@ impl Denoiser for StableDiffusion {
         prompt: &[PromptTokens],
         side: PromptSide,
     ) -> Result<Conditioning, ModelError> {
-        let sides = [Some(&job.prompt), job.negative.as_ref()];
-        let chunks = sides
-            .into_iter()
-            .flatten()
-            .flat_map(|prompt| prompt.iter())
-            .map(|prompt| prompt.chunks.len())
-            .max()
-            .unwrap_or(1);
+        let chunks = job.prompt_chunks();
         let mut states = Vec::new();
         let mut pooled = None;
         for (index, (encoder, prompt)) in self.encoders.iter().zip(prompt).enumerate() {

@@ -6,10 +6,9 @@
 use candle_core::{Device, Tensor, bail};
 
 use super::config::unet::{AddedEmbedding, SIZE_IDS, UNetConfig};
-use super::layers::linear_f32;
+use super::layers::{Embedder, linear_f32};
 use super::weights::Scope;
-use crate::kernels::image;
-use crate::kernels::linear::Linear;
+use crate::kernels::image::{self, Linear};
 use crate::model::ModelError;
 
 /// The slowest wave is this many times as long as the fastest.
@@ -71,32 +70,13 @@ pub struct AddedConditions<'a> {
     pub size_ids: &'a [[f64; SIZE_IDS]],
 }
 
-/// Linear, SiLU, linear.
-struct Mlp {
-    first: Linear,
-    second: Linear,
-}
-
-impl Mlp {
-    fn load(scope: &Scope<'_>, width: usize, output: usize) -> Result<Self, ModelError> {
-        Ok(Mlp {
-            first: linear_f32(&scope.at("linear_1"), width, output, true)?,
-            second: linear_f32(&scope.at("linear_2"), output, output, true)?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.second.forward(&image::silu(&self.first.forward(x)?)?)
-    }
-}
-
 /// What conditions every residual block of a UNet: the row's timestep, and for some models its guidance scale,
 /// pooled text and picture size.
 pub struct TimeEmbedding {
     sinusoids: Sinusoids,
-    mlp: Mlp,
+    mlp: Embedder,
     guidance: Option<(Sinusoids, Linear)>,
-    added: Option<(AddedEmbedding, Mlp)>,
+    added: Option<(AddedEmbedding, Embedder)>,
     device: Device,
 }
 
@@ -125,7 +105,10 @@ impl TimeEmbedding {
         let added = match config.added {
             Some(added) => {
                 let width = added.pooled_dim + SIZE_IDS * added.time_embed_dim;
-                Some((added, Mlp::load(&scope.at("add_embedding"), width, output)?))
+                Some((
+                    added,
+                    Embedder::load(&scope.at("add_embedding"), width, output)?,
+                ))
             }
             None => None,
         };
@@ -135,7 +118,7 @@ impl TimeEmbedding {
                 flip_sin_to_cos: config.flip_sin_to_cos,
                 freq_shift: config.freq_shift as f32,
             },
-            mlp: Mlp::load(&time, width, output)?,
+            mlp: Embedder::load(&time, width, output)?,
             guidance,
             added,
             device: scope.device().clone(),

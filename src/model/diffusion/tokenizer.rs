@@ -16,6 +16,7 @@ use tokenizers::{
     AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
 };
 
+use super::config::clip::ClipConfig;
 use super::config::fields::read_object;
 use crate::model::ModelError;
 
@@ -87,6 +88,16 @@ impl ClipTokenizer {
         })
     }
 
+    /// From a tokenizer's folder, for this text encoder.
+    ///
+    /// # Errors
+    /// As [`Self::from_folder`], or the encoder does not know all tokens.
+    pub fn for_encoder(folder: &Path, encoder: &ClipConfig) -> Result<Self, ModelError> {
+        let tokenizer = Self::from_folder(folder)?;
+        check_vocabulary(folder, &tokenizer.pipeline, encoder.vocab_size)?;
+        Ok(tokenizer)
+    }
+
     /// The tokens of a text, without beginning, end and padding. As many as it takes.
     ///
     /// # Errors
@@ -113,10 +124,21 @@ impl ClipTokenizer {
     pub fn pad(&self) -> u32 {
         self.pad
     }
+}
 
-    /// Number of token ids.
-    pub fn vocab_size(&self) -> usize {
-        self.pipeline.get_vocab_size(true)
+/// Whether an encoder with so many embeddings knows all tokens: an id behind the last would fail a whole pass.
+pub(super) fn check_vocabulary(
+    folder: &Path,
+    pipeline: &Tokenizer,
+    embeddings: usize,
+) -> Result<(), ModelError> {
+    let ids = pipeline.get_vocab(true).into_values();
+    match ids.max().filter(|id| *id as usize >= embeddings) {
+        None => Ok(()),
+        Some(id) => Err(ModelError::Load(format!(
+            "{}: there is a token {id}; the text encoder's vocab_size is {embeddings}",
+            folder.display()
+        ))),
     }
 }
 

@@ -151,6 +151,17 @@ impl Model for ScriptedImageModel {
         self.check(rows)?;
         let duration = self.duration(rows);
         (self.pause)(duration);
+        let drawn = rows.iter().filter(|row| row.phase == Phase::Iterate);
+        let most = self
+            .script
+            .image
+            .as_ref()
+            .and_then(|image| image.out_of_memory_above);
+        if most.is_some_and(|most| drawn.count() > most as usize) {
+            return Err(ModelError::OutOfMemory(
+                "too many pictures, as the script says".to_owned(),
+            ));
+        }
         Ok(rows
             .iter()
             .filter_map(|planned| {

@@ -33,7 +33,8 @@
 //!
 //! [image]                  # with this table, which may be empty, it draws pictures instead
 //! iterate_work = 1         # units of a row without guidance in a denoising step; with, twice as many
-//! finish_work = 3          # units of a picture's decoding, in a pass of its own
+//! finish_work = 3          # units of a picture's decoding, in a pass of its own; both 1 to 1048576
+//! out_of_memory_above = 8  # a denoising step with more pictures than this runs out of memory
 //!
 //! [[fault]]                # as many as wanted; each has one of the keys below
 //! prompt_contains = "X"    # only rows whose prompt contains this; steps are then counted in

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::BLOCK_TOKENS;
 use crate::model::ModelError;
 
 /// What the model does; see the module's documentation.
@@ -41,6 +42,14 @@ pub struct ModelScript {
     pub fail_load: Option<String>,
 }
 
+impl ModelScript {
+    /// Tokens that a row may hold: what the model takes, as far as its memory goes.
+    pub fn served_context(&self) -> u32 {
+        self.context_tokens
+            .min(self.memory_units.saturating_mul(BLOCK_TOKENS))
+    }
+}
+
 impl Default for ModelScript {
     fn default() -> Self {
         ModelScript {
@@ -62,13 +71,19 @@ pub struct ImageScript {
     pub iterate_work: u32,
     /// Units of a picture's decoding.
     pub finish_work: u32,
+    /// A denoising step with more pictures than this runs out of memory.
+    pub out_of_memory_above: Option<u32>,
 }
+
+/// A row's work is counted in 32 bits; twice this, with guidance, fits well.
+const MAX_WORK: u32 = 1 << 20;
 
 impl Default for ImageScript {
     fn default() -> Self {
         ImageScript {
             iterate_work: 1,
             finish_work: 3,
+            out_of_memory_above: None,
         }
     }
 }
@@ -197,6 +212,18 @@ impl Script {
             return Err(load_error(
                 "faults are planted in texts only, not with [image]",
             ));
+        }
+        let works = self
+            .image
+            .iter()
+            .flat_map(|image| [image.iterate_work, image.finish_work]);
+        if works
+            .into_iter()
+            .any(|work| !(1..=MAX_WORK).contains(&work))
+        {
+            return Err(load_error(&format!(
+                "image.iterate_work and image.finish_work must be 1 to {MAX_WORK}"
+            )));
         }
         for fault in &self.faults {
             let kinds = [

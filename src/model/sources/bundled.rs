@@ -1,7 +1,8 @@
 //! Models that are compiled into the program, so that the first command has something to show.
 
 use std::fs;
-use std::io;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -88,27 +89,38 @@ impl BundledModel {
     /// The cache folder cannot be written to.
     pub fn unpack(&self, cache_folder: &Path) -> io::Result<PathBuf> {
         let folder = self.folder(cache_folder);
-        let is_whole = self.files.iter().all(|(path, bytes)| {
-            fs::metadata(folder.join(path)).is_ok_and(|meta| meta.len() == bytes.len() as u64)
-        });
-        if is_whole {
-            return Ok(folder);
-        }
         for (path, bytes) in self.files {
             let target = folder.join(path);
+            // Read in full: a damaged file may be as long as a sound one.
+            if fs::read(&target).is_ok_and(|found| found == *bytes) {
+                continue;
+            }
             let parent = target.parent().expect("a file is in a folder");
             fs::create_dir_all(parent)?;
+            let name = target.file_name().unwrap_or_default().to_string_lossy();
+            // Processes in containers that share the folder may have equal ids. The hasher's keys come from the system.
+            let chance = RandomState::new().hash_one(0);
+            let draft = parent.join(format!(".{chance:016x}.{name}"));
             // Moved into place whole: another program that starts now never sees half a file.
-            let draft = parent.join(format!(
-                ".{}.{}",
-                std::process::id(),
-                target.file_name().unwrap_or_default().to_string_lossy()
-            ));
-            fs::write(&draft, bytes)?;
-            fs::rename(&draft, &target)?;
+            let moved = write_new(&draft, bytes).and_then(|()| fs::rename(&draft, &target));
+            if moved.is_err() {
+                // Nothing else would ever take it away.
+                let _ = fs::remove_file(&draft);
+            }
+            moved?;
         }
         Ok(folder)
     }
+}
+
+/// Writes a file that was not there before.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options
+        .write(true)
+        .create_new(true)
+        .open(path)?
+        .write_all(bytes)
 }
 
 #[cfg(test)]
@@ -122,9 +134,15 @@ mod tests {
         let folder = model.unpack(cache.path()).expect("there is room");
         let index = folder.join("model_index.json");
         let first = fs::read(&index).expect("it was unpacked");
-        fs::write(&index, "{").expect("it can be damaged");
-        assert_eq!(model.unpack(cache.path()).expect("there is room"), folder);
-        assert_eq!(fs::read(&index).expect("it is there"), first);
+        // Cut short, and as long as before.
+        for damaged in [vec![b'{'], vec![b'{'; first.len()]] {
+            fs::write(&index, damaged).expect("it can be damaged");
+            assert_eq!(model.unpack(cache.path()).expect("there is room"), folder);
+            assert_eq!(fs::read(&index).expect("it is there"), first);
+        }
+        let left = fs::read_dir(&folder).expect("a folder").flatten();
+        let drafts = left.filter(|entry| entry.file_name().to_string_lossy().starts_with('.'));
+        assert_eq!(drafts.count(), 0);
         let total: u64 = model.size_bytes();
         assert!((1 << 20..20 << 20).contains(&total), "{total}");
         assert!(BundledModel::find("tiny").is_none());

@@ -204,3 +204,21 @@ fn the_small_decoder_equals_diffusers_and_rows_do_not_depend_on_company() {
     assert!(decoder.decode(&latent(4, 4, 3)).is_err());
     assert!(decoder.decode(&latent(0, 4, 4)).is_err());
 }
+
+#[test]
+fn a_limit_below_the_smallest_tile_is_refused() {
+    let model = "sd15-tiny";
+    let config = config(model).vae;
+    let least = vae(model).decode_bytes(16, 16);
+    let of = |limit| Vae::new(&config, &weights(model, "vae", None), limit);
+    let small = of(least).expect("one tile fits");
+    assert!(small.decode_bytes(64, 64) <= least);
+    let error = of(least - 1).err().expect("no tile fits").to_string();
+    for named in [
+        "decode_memory_bytes".to_owned(),
+        (least - 1).to_string(),
+        least.to_string(),
+    ] {
+        assert!(error.contains(&named), "{error}");
+    }
+}

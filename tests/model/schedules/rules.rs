@@ -245,3 +245,25 @@ fn names_lead_to_schedules() {
     let choice = config(&xl).default_choice();
     assert_eq!(choice.to_string(), "Euler Karras");
 }
+
+#[test]
+fn a_flow_of_a_solver_that_is_not_ours_is_eulers_with_its_shift() {
+    let solver = config(&json!({
+        "_class_name": "UniPCMultistepScheduler", "num_train_timesteps": 1000, "use_flow_sigmas": true,
+        "prediction_type": "flow_prediction", "flow_shift": 3.0, "use_karras_sigmas": true,
+    }));
+    let expected = ScheduleChoice {
+        name: ScheduleName::FlowMatchEuler,
+        karras: true,
+    };
+    assert_eq!(solver.default_choice(), expected);
+    let euler = config(&json!({
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0,
+    }));
+    let table = |config| {
+        let options = ScheduleOptions::new(ScheduleName::FlowMatchEuler, 8);
+        NoiseSchedule::new(config, options).expect("a schedule")
+    };
+    assert_eq!(table(&solver), table(&euler));
+    assert!(timesteps(&table(&solver))[4] > 600.0, "shifted");
+}

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::form::{self, Part};
 use crate::intake::picture_file::PictureFile;
-use crate::intake::{Fields, Invalid, InvalidKind};
+use crate::intake::{Fields, Invalid, InvalidKind, shortened};
 
 /// A body's fields; files of a form apart.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Body {
         match self.files.first() {
             None => self.fields.finish(),
             Some((name, _)) => {
-                let name: String = name.chars().take(64).collect();
+                let name = shortened(name);
                 let message = "is not a file of this request";
                 Err(Invalid::new(InvalidKind::Unknown, name, message))
             }
@@ -129,7 +129,7 @@ fn insert(members: &mut Map<String, Value>, name: &str, value: Value) -> Result<
     match taken {
         None => Ok(()),
         Some(_) => {
-            let name: String = name.chars().take(64).collect();
+            let name = shortened(name);
             Err(Invalid::value(name, "is given twice"))
         }
     }

@@ -102,7 +102,7 @@ async fn generate(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, OpenAiError> {
-    respond::respond(&state, Route::Generations, caller, &headers, &body).await
+    respond::respond(&state, Route::Generations, caller, &headers, body).await
 }
 
 /// Draws a picture, or a part of it, anew.
@@ -127,7 +127,7 @@ async fn edit(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, OpenAiError> {
-    respond::respond(&state, Route::Edits, caller, &headers, &body).await
+    respond::respond(&state, Route::Edits, caller, &headers, body).await
 }
 
 /// The models that OpenAI's variations were made with take a picture for a prompt; ours do not.

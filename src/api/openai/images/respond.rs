@@ -15,10 +15,12 @@ use super::request::{Call, Route, read};
 use super::stream::ImageDialect;
 use super::{ImageShape, UsageBody, size_of};
 use crate::api::auth::Caller;
+use crate::api::blocking::read_body;
 use crate::api::error::{ApiError, ErrorShape, OpenAiError};
+use crate::api::layers::with_id;
 use crate::api::native::image_path;
 use crate::api::openai::ReplyShape;
-use crate::api::openai::respond::{until_closed, with_id};
+use crate::api::openai::respond::until_closed;
 use crate::api::openai::stream::cancelled;
 use crate::api::picture_file::{in_base64, max_side, name_of};
 use crate::api::requests::Request;
@@ -59,22 +61,29 @@ pub(super) async fn respond(
     route: Route,
     caller: Caller,
     headers: &HeaderMap,
-    bytes: &Bytes,
+    bytes: Bytes,
 ) -> Result<Response, OpenAiError> {
-    let content_type = headers.get(CONTENT_TYPE);
-    let content_type = content_type.and_then(|value| value.to_str().ok());
-    let mut body = Body::parse(content_type.unwrap_or_default(), bytes)?;
-    let name = body.fields.string("model")?;
-    let model = Arc::clone(model_of(state, name.as_deref())?);
-    model.intake.image()?;
-    let idempotency = Idempotency::from_headers(headers, route.path(), &body.identity)?;
+    // What the body held has been read then: it is not kept while the pictures are drawn.
+    let (known, head) = (Arc::clone(state), headers.clone());
+    let (model, idempotency, call) = read_body(bytes, move |bytes| {
+        let content_type = head.get(CONTENT_TYPE);
+        let content_type = content_type.and_then(|value| value.to_str().ok());
+        let mut body = Body::parse(content_type.unwrap_or_default(), bytes)?;
+        let name = body.fields.string("model")?;
+        let model = Arc::clone(model_of(&known, name.as_deref())?);
+        model.intake.image()?;
+        let idempotency = Idempotency::from_headers(&head, route.path(), &body.identity)?;
+        let call = read(body, route, known.config.max_deadline)?;
+        Ok::<_, ApiError>((model, idempotency, call))
+    })
+    .await?;
     let Call {
         draft,
         shape,
         stream,
         as_urls,
         deadline,
-    } = read(body, route, state.config.max_deadline)?;
+    } = call;
     let options = SubmitOptions {
         caller,
         deadline,
@@ -139,7 +148,6 @@ async fn whole(
     base: Option<String>,
 ) -> Result<ImagesBody, ApiError> {
     let request = &accepted.request;
-    let _reader = request.reader();
     let mut pictures = BTreeMap::new();
     let mut usage = None;
     for event in until_closed(&accepted.log).await {

@@ -90,7 +90,11 @@ impl ModelIndex {
         Fields::new(MODEL_INDEX, &self.object).switch(name, default)
     }
 
-    fn expect(&self, name: &str, supported: &[&str]) -> Result<&str, ModelError> {
+    /// The class of a component, which must be one of these.
+    ///
+    /// # Errors
+    /// It is none of them, or there is no such component.
+    pub fn expect(&self, name: &str, supported: &[&str]) -> Result<&str, ModelError> {
         let class = self.component(name).ok_or_else(|| {
             ModelError::Load(format!("{MODEL_INDEX}: there is no component {name}"))
         })?;
@@ -115,8 +119,6 @@ pub struct StableDiffusionConfig {
     pub unet: UNetConfig,
     /// Latents to pictures and back.
     pub vae: VaeConfig,
-    /// `scheduler/scheduler_config.json`, for the schedules to read.
-    pub scheduler: Map<String, Value>,
     /// SDXL: no negative prompt means states that are all zero, not those of an empty prompt.
     pub force_zeros_for_empty_prompt: bool,
 }
@@ -165,13 +167,11 @@ impl StableDiffusionConfig {
         let unet = UNetConfig::parse(&file, &object)?;
         let (file, object) = component_json(folder, "vae")?;
         let vae = VaeConfig::parse(&file, &object)?;
-        let scheduler = read_object(&folder.join("scheduler").join("scheduler_config.json"))?;
         let config = StableDiffusionConfig {
             generation,
             text_encoders,
             unet,
             vae,
-            scheduler,
             force_zeros_for_empty_prompt: index
                 .switch("force_zeros_for_empty_prompt", generation == Generation::Xl)?,
         };
@@ -190,13 +190,14 @@ impl StableDiffusionConfig {
                 unet.out_channels
             ));
         }
-        if unet.in_channels != latent && !unet.is_inpainting() {
+        if unet.in_channels != latent {
             return mismatch(format!(
-                "unet/config.json: in_channels is {}; supported are {latent}, and {} for inpainting",
-                unet.in_channels,
-                2 * latent + 1
+                "unet/config.json: in_channels is {}; supported is {latent}, that of a latent (one made for \
+                 inpainting is not needed: any other paints in masked areas)",
+                unet.in_channels
             ));
         }
+        check_positions(&self.text_encoders)?;
         let width: usize = self.text_encoders.iter().map(|text| text.hidden_size).sum();
         if unet.cross_attention_dim != width {
             return mismatch(format!(
@@ -228,20 +229,41 @@ impl StableDiffusionConfig {
 }
 
 /// A component's `config.json`, and what errors call it.
-fn component_json(folder: &Path, name: &str) -> Result<(String, Map<String, Value>), ModelError> {
+pub(super) fn component_json(
+    folder: &Path,
+    name: &str,
+) -> Result<(String, Map<String, Value>), ModelError> {
     let object = read_object(&folder.join(name).join("config.json"))?;
     Ok((format!("{name}/config.json"), object))
 }
 
-/// Group norms need channels that their groups divide.
-fn check_groups(fields: &Fields<'_>, groups: usize, channels: &[usize]) -> Result<(), ModelError> {
+/// The states of text encoders lie side by side, so that their chunks must be equally long.
+pub(super) fn check_positions(encoders: &[ClipConfig]) -> Result<(), ModelError> {
+    let mut positions = encoders.iter().map(|encoder| encoder.positions);
+    let first = positions.next();
+    match positions.find(|positions| Some(*positions) != first) {
+        None => Ok(()),
+        Some(other) => Err(ModelError::Load(format!(
+            "text_encoder_2/config.json: max_position_embeddings is {other}; text_encoder/config.json has {}",
+            first.unwrap_or_default()
+        ))),
+    }
+}
+
+/// Groups of every group norm, which divide these channels.
+fn norm_groups(fields: &Fields<'_>, channels: &[usize]) -> Result<usize, ModelError> {
+    let name = "norm_num_groups";
+    if fields.is_null(name) {
+        return Err(fields.error(name, "is null; networks without norms are not supported"));
+    }
+    let groups = fields.count(name, 32, 1..=MAX_WIDTH)?;
     match channels
         .iter()
         .find(|channels| !channels.is_multiple_of(groups))
     {
-        None => Ok(()),
+        None => Ok(groups),
         Some(channels) => Err(fields.error(
-            "norm_num_groups",
+            name,
             &format!("is {groups}, which does not divide {channels} channels"),
         )),
     }

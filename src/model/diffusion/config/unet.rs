@@ -41,7 +41,7 @@ pub const SIZE_IDS: usize = 6;
 /// A UNet's shape and switches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UNetConfig {
-    /// Channels in: those of a latent, and 5 more for a model made for inpainting.
+    /// Channels in: those of a latent.
     pub in_channels: usize,
     /// Channels out: those of a latent.
     pub out_channels: usize,
@@ -82,13 +82,8 @@ impl UNetConfig {
         let fields = Fields::new(file, object);
         refuse_what_changes_the_arithmetic(&fields)?;
         let channels = fields.needed_counts("block_out_channels", MAX_BLOCKS, 1..=MAX_WIDTH)?;
-        let has_mid_block = match object.get("mid_block_type") {
-            Some(Value::Null) => false,
-            _ => {
-                fields.refuse_unless("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
-                true
-            }
-        };
+        fields.refuse_unless("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
+        let has_mid_block = !fields.is_null("mid_block_type");
         let transformers = fields.count_per_block(
             "transformer_layers_per_block",
             1,
@@ -96,10 +91,6 @@ impl UNetConfig {
             1..=MAX_TRANSFORMER_LAYERS,
         )?;
         let freq_shift = fields.number("freq_shift")?.unwrap_or(0.0);
-        let half_of_sinusoids = (channels[0] / 2) as f64;
-        if half_of_sinusoids - freq_shift <= 0.0 {
-            return Err(fields.error("freq_shift", "leaves no frequencies"));
-        }
         let config = UNetConfig {
             in_channels: fields.count("in_channels", 4, 1..=1024)?,
             out_channels: fields.count("out_channels", 4, 1..=1024)?,
@@ -107,7 +98,7 @@ impl UNetConfig {
             levels: levels(&fields, &channels, &transformers)?,
             has_mid_block,
             cross_attention_dim: cross_attention_dim(&fields)?,
-            norm_num_groups: fields.count("norm_num_groups", 32, 1..=MAX_WIDTH)?,
+            norm_num_groups: super::norm_groups(&fields, &channels)?,
             norm_eps: fields.positive("norm_eps", 1e-5)?,
             time_embedding_dim: fields.count(
                 "time_embedding_dim",
@@ -124,18 +115,18 @@ impl UNetConfig {
             upcast_attention: fields.switch("upcast_attention", false)?,
             sample_size: sample_size(&fields)?,
         };
-        super::check_groups(&fields, config.norm_num_groups, &channels)?;
+        let sinusoids = [channels[0]]
+            .into_iter()
+            .chain(config.added.map(|added| added.time_embed_dim));
+        for width in sinusoids {
+            if (width / 2) as f64 <= freq_shift {
+                return Err(fields.error(
+                    "freq_shift",
+                    &format!("is {freq_shift}, which leaves no frequencies of {width} values"),
+                ));
+            }
+        }
         Ok(config)
-    }
-
-    /// Pixels of a latent that one of the smallest level stands for: 8 for four levels.
-    pub fn factor(&self) -> usize {
-        1 << (self.levels.len() - 1)
-    }
-
-    /// It was made for inpainting: mask and masked picture come beside the latent.
-    pub fn is_inpainting(&self) -> bool {
-        self.in_channels == 2 * self.out_channels + 1
     }
 }
 
@@ -330,9 +321,6 @@ mod tests {
         assert_eq!(config.levels[3].down_transformers, 0);
         assert_eq!(config.levels[3].up_transformers, 0);
         assert_eq!(config.levels[0].up_transformers, 1);
-        assert!(!config.is_inpainting());
-        let inpainting = parse(&with(sd15(), json!({"in_channels": 9}))).expect("valid");
-        assert!(inpainting.is_inpainting());
         let xl = parse(&with(
             sd15(),
             json!({

@@ -53,17 +53,14 @@ impl VaeConfig {
         // Per-channel statistics in the place of one factor.
         fields.refuse_unless("latents_mean", &[])?;
         fields.refuse_unless("latents_std", &[])?;
+        let channels = fields.needed_counts("block_out_channels", MAX_BLOCKS, 1..=MAX_WIDTH)?;
         let config = VaeConfig {
             in_channels: fields.count("in_channels", 3, 3..=3)?,
             out_channels: fields.count("out_channels", 3, 3..=3)?,
             latent_channels: fields.count("latent_channels", 4, 1..=256)?,
-            block_out_channels: fields.needed_counts(
-                "block_out_channels",
-                MAX_BLOCKS,
-                1..=MAX_WIDTH,
-            )?,
             layers_per_block: fields.count("layers_per_block", 1, 1..=MAX_LAYERS)?,
-            norm_num_groups: fields.count("norm_num_groups", 32, 1..=MAX_WIDTH)?,
+            norm_num_groups: super::norm_groups(&fields, &channels)?,
+            block_out_channels: channels,
             scaling_factor: fields.positive("scaling_factor", 0.18215)?,
             shift_factor: fields.number("shift_factor")?.unwrap_or(0.0),
             use_quant_conv: fields.switch("use_quant_conv", true)?,
@@ -78,23 +75,12 @@ impl VaeConfig {
                 return Err(fields.error(name, &what));
             }
         }
-        super::check_groups(&fields, config.norm_num_groups, &config.block_out_channels)?;
         Ok(config)
     }
 
     /// Pixels along an edge of one latent: 8 for four levels.
     pub fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
-    }
-
-    /// A latent as the UNet knows it -> as the decoder takes it.
-    pub fn unscale(&self, latent: f32) -> f32 {
-        (f64::from(latent) / self.scaling_factor + self.shift_factor) as f32
-    }
-
-    /// A latent as the encoder gives it -> as the UNet knows it.
-    pub fn scale(&self, latent: f32) -> f32 {
-        ((f64::from(latent) - self.shift_factor) * self.scaling_factor) as f32
     }
 }
 
@@ -121,7 +107,6 @@ mod tests {
         let config = parse(&sd15()).expect("valid");
         assert_eq!(config.factor(), 8);
         assert_eq!(config.scaling_factor, 0.18215);
-        assert!((config.unscale(config.scale(0.7)) - 0.7).abs() < 1e-7);
     }
 
     #[test]

@@ -2,15 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
 use super::shapes::{FluxConfig, SAMPLE_SIZE, Sd3Config};
 use super::t5::T5Config;
 use crate::model::ModelError;
 use crate::model::diffusion::config::clip::ClipConfig;
-use crate::model::diffusion::config::fields::read_object;
 use crate::model::diffusion::config::vae::VaeConfig;
-use crate::model::diffusion::config::{MODEL_INDEX, ModelIndex};
+use crate::model::diffusion::config::{MODEL_INDEX, ModelIndex, check_positions, component_json};
 use crate::model::diffusion::frontend::FlowShape;
 use crate::model::diffusion::schedule::FlowLevels;
 
@@ -57,8 +54,6 @@ pub struct FlowConfig {
     pub t5_tokens: usize,
     /// Latents to pictures and back.
     pub vae: VaeConfig,
-    /// `scheduler/scheduler_config.json`, for the schedules to read.
-    pub scheduler: Map<String, Value>,
 }
 
 impl TransformerConfig {
@@ -106,15 +101,15 @@ impl FlowConfig {
                 SD3_PIPELINES.join(", ")
             )));
         }
-        expect(&index, "vae", &["AutoencoderKL"])?;
+        index.expect("vae", &["AutoencoderKL"])?;
         let (file, object) = component_json(folder, "transformer")?;
         let transformer = match is_flux {
             true => {
-                expect(&index, "transformer", &["FluxTransformer2DModel"])?;
+                index.expect("transformer", &["FluxTransformer2DModel"])?;
                 TransformerConfig::Flux(FluxConfig::parse(&file, &object)?)
             }
             false => {
-                expect(&index, "transformer", &["SD3Transformer2DModel"])?;
+                index.expect("transformer", &["SD3Transformer2DModel"])?;
                 TransformerConfig::Sd3(Sd3Config::parse(&file, &object)?)
             }
         };
@@ -127,7 +122,7 @@ impl FlowConfig {
         let clips = clip_folders
             .iter()
             .map(|(name, _)| {
-                expect(&index, name, &[clip_class])?;
+                index.expect(name, &[clip_class])?;
                 let (file, object) = component_json(folder, name)?;
                 ClipConfig::parse(&file, &object, !is_flux)
             })
@@ -135,7 +130,7 @@ impl FlowConfig {
         let t5 = match index.component(t5_folder) {
             None if !is_flux => None,
             _ => {
-                expect(&index, t5_folder, &["T5EncoderModel"])?;
+                index.expect(t5_folder, &["T5EncoderModel"])?;
                 let (file, object) = component_json(folder, t5_folder)?;
                 Some(T5Config::parse(&file, &object)?)
             }
@@ -151,7 +146,6 @@ impl FlowConfig {
             t5,
             t5_tokens,
             vae: VaeConfig::parse(&file, &object)?,
-            scheduler: read_object(&folder.join("scheduler").join("scheduler_config.json"))?,
         };
         config.check()?;
         Ok(config)
@@ -165,6 +159,13 @@ impl FlowConfig {
                 TransformerConfig::Sd3(_) => FlowLevels::Trained,
             },
             token_pixels: u32::try_from(self.token_pixels()).unwrap_or(u32::MAX),
+            max_edge: match &self.transformer {
+                TransformerConfig::Flux(_) => u32::MAX,
+                TransformerConfig::Sd3(sd3) => {
+                    let pixels = sd3.position_edge * self.token_pixels();
+                    u32::try_from(pixels).unwrap_or(u32::MAX)
+                }
+            },
         }
     }
 
@@ -208,6 +209,7 @@ impl FlowConfig {
             let what = "in channels of a latent; vae/config.json has latent_channels";
             return mismatch("in_channels", channels, what, latent);
         }
+        check_positions(&self.clips)?;
         let t5 = self.t5.as_ref().map(|t5| t5.width);
         let (context, pooled, pooled_wanted) = match &self.transformer {
             TransformerConfig::Flux(flux) => {
@@ -239,24 +241,4 @@ impl FlowConfig {
         }
         Ok(())
     }
-}
-
-/// Fails unless the component is of one of these classes.
-fn expect(index: &ModelIndex, name: &str, supported: &[&str]) -> Result<(), ModelError> {
-    let class = index
-        .component(name)
-        .ok_or_else(|| ModelError::Load(format!("{MODEL_INDEX}: there is no component {name}")))?;
-    if supported.contains(&class) {
-        return Ok(());
-    }
-    Err(ModelError::Load(format!(
-        "{MODEL_INDEX}: {name} is a {class}, which is not supported; supported: {}",
-        supported.join(", ")
-    )))
-}
-
-/// A component's `config.json`, and what errors call it.
-fn component_json(folder: &Path, name: &str) -> Result<(String, Map<String, Value>), ModelError> {
-    let object = read_object(&folder.join(name).join("config.json"))?;
-    Ok((format!("{name}/config.json"), object))
 }

@@ -11,8 +11,7 @@ use super::layers::{
 use super::packing::{TokenOrder, pack, unpack};
 use super::shapes::{AXES, FluxConfig};
 use super::transformer::TransformerInputs;
-use crate::kernels::image::{self, LayerNorm};
-use crate::kernels::linear::Linear;
+use crate::kernels::image::{LayerNorm, Linear};
 use crate::kernels::rope::rope;
 use crate::model::ModelError;
 use crate::model::diffusion::layers::linear;
@@ -66,7 +65,7 @@ impl Side {
         steered: &Steered,
         norm: &LayerNorm,
     ) -> candle_core::Result<Tensor> {
-        let x = add_gated(x, &steered.gate, &image::linear(&self.out, attended)?)?;
+        let x = add_gated(x, &steered.gate, &self.out.forward(attended)?)?;
         let normed = modulate(&norm.forward(&x)?, &steered.mlp_shift, &steered.mlp_scale)?;
         add_gated(&x, &steered.mlp_gate, &self.mlp.forward(&normed)?)
     }
@@ -146,9 +145,9 @@ impl SingleBlock {
         let normed = modulate(&attention.norm.forward(x)?, &shift, &scale)?;
         let [q, k, v] = self.qkv.forward(&normed)?;
         let attended = attention.forward(&q, &k, &v)?;
-        let inner = gelu_tanh(&image::linear(&self.mlp, &normed)?)?;
+        let inner = gelu_tanh(&self.mlp.forward(&normed)?)?;
         let both = Tensor::cat(&[&attended, &inner], 2)?.contiguous()?;
-        add_gated(x, &gate, &image::linear(&self.out, &both)?)
+        add_gated(x, &gate, &self.out.forward(&both)?)
     }
 }
 
@@ -325,8 +324,10 @@ impl FluxTransformer {
             sin,
             positions: (0..rows).flat_map(|_| 0..tokens).collect(),
         };
-        let mut picture = image::linear(&self.picture_in, &pack(x)?.to_dtype(self.dtype)?)?;
-        let mut text = image::linear(&self.text_in, &inputs.context.to_dtype(self.dtype)?)?;
+        let mut picture = self.picture_in.forward(&pack(x)?.to_dtype(self.dtype)?)?;
+        let mut text = self
+            .text_in
+            .forward(&inputs.context.to_dtype(self.dtype)?)?;
         for block in &self.double_blocks {
             (text, picture) = block.forward(&text, &picture, &steering, &attention)?;
         }
@@ -335,7 +336,9 @@ impl FluxTransformer {
             both = block.forward(&both, &steering, &attention)?;
         }
         let (_, picture) = part(&both, text_tokens)?;
-        let output = image::linear(&self.out, &self.norm_out.forward(&picture, &steering)?)?;
+        let output = self
+            .out
+            .forward(&self.norm_out.forward(&picture, &steering)?)?;
         unpack(&output, height, width, TokenOrder::ChannelsFirst)
     }
 }

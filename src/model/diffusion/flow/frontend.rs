@@ -14,7 +14,7 @@ use crate::model::ModelError;
 use crate::model::diffusion::config::fields::read_object;
 use crate::model::diffusion::frontend::PromptReader;
 use crate::model::diffusion::prompt::{PromptError, PromptOptions, pad_to_chunks, tokenize};
-use crate::model::diffusion::tokenizer::ClipTokenizer;
+use crate::model::diffusion::tokenizer::{ClipTokenizer, check_vocabulary};
 
 /// What T5's tokenizers end a text with where no file says so.
 const END: &str = "</s>";
@@ -41,14 +41,17 @@ impl FlowPrompts {
             .iter()
             .zip(&config.clips)
             .map(|((_, name), clip)| {
-                let tokenizer = ClipTokenizer::from_folder(&folder.join(name))?;
+                let tokenizer = ClipTokenizer::for_encoder(&folder.join(name), clip)?;
                 Ok((tokenizer, clip.positions))
             })
             .collect::<Result<_, ModelError>>()?;
         Ok(FlowPrompts {
             clips,
-            t5: match config.t5 {
-                Some(_) => Some(T5Tokenizer::from_folder(&folder.join(t5_folder))?),
+            t5: match &config.t5 {
+                Some(t5) => {
+                    let folder = folder.join(t5_folder);
+                    Some(T5Tokenizer::from_folder(&folder, t5.vocab_size)?)
+                }
                 None => None,
             },
             t5_tokens: config.t5_tokens,
@@ -120,7 +123,8 @@ struct T5Tokenizer {
 }
 
 impl T5Tokenizer {
-    fn from_folder(folder: &Path) -> Result<Self, ModelError> {
+    /// For an encoder with so many embeddings.
+    fn from_folder(folder: &Path, embeddings: usize) -> Result<Self, ModelError> {
         let broken = |error: String| ModelError::Load(format!("{}: {error}", folder.display()));
         let path = folder.join("tokenizer.json");
         if !path.is_file() {
@@ -139,6 +143,7 @@ impl T5Tokenizer {
         let mut model = pipeline.get_model().clone();
         model.resize_cache(0);
         pipeline.with_model(model);
+        check_vocabulary(folder, &pipeline, embeddings)?;
         let settings = match folder.join("tokenizer_config.json") {
             path if path.is_file() => read_object(&path)?,
             _ => serde_json::Map::new(),

@@ -9,11 +9,10 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor, bail};
 
 use crate::kernels::activation::gelu_tanh_mul;
-use crate::kernels::image::{self, LayerNorm};
-use crate::kernels::linear::Linear;
+use crate::kernels::image::{self, LayerNorm, Linear, forward_all};
 use crate::kernels::norm::rms_norm;
 use crate::model::ModelError;
-use crate::model::diffusion::layers::{linear, linear_f32, linears};
+use crate::model::diffusion::layers::{Embedder, linear};
 use crate::model::diffusion::time_embedding::Sinusoids;
 use crate::model::diffusion::weights::Scope;
 
@@ -39,25 +38,6 @@ pub(super) fn stream_dtype(device: &Device, weights: DType) -> DType {
 /// A layer norm without weights of its own.
 pub(super) fn plain_norm(width: usize, device: &Device) -> candle_core::Result<LayerNorm> {
     LayerNorm::new(Tensor::ones(width, DType::F32, device)?, None, EPS)
-}
-
-/// Linear, SiLU, linear, in f32: (rows, inputs) -> (rows, width).
-struct Embedder {
-    first: Linear,
-    second: Linear,
-}
-
-impl Embedder {
-    fn load(scope: &Scope<'_>, inputs: usize, width: usize) -> Result<Self, ModelError> {
-        Ok(Embedder {
-            first: linear_f32(&scope.at("linear_1"), inputs, width, true)?,
-            second: linear_f32(&scope.at("linear_2"), width, width, true)?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.second.forward(&image::silu(&self.first.forward(x)?)?)
-    }
 }
 
 /// What steers a row: its timestep, for some models its guidance scale, and the prompt as a whole.
@@ -140,7 +120,7 @@ impl Modulation {
         &self,
         steering: &Tensor,
     ) -> candle_core::Result<[Tensor; PARTS]> {
-        let parts = image::linear(&self.linear, steering)?.unsqueeze(1)?;
+        let parts = self.linear.forward(steering)?.unsqueeze(1)?;
         let parts = (0..PARTS)
             .map(|part| parts.narrow(2, part * self.width, self.width)?.contiguous())
             .collect::<candle_core::Result<Vec<_>>>()?;
@@ -267,7 +247,7 @@ impl Qkv {
 
     /// x: (rows, tokens, width) -> queries and keys in f32 if they are normalised, and values, of the same shape.
     pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<[Tensor; 3]> {
-        let [mut q, mut k, v] = linears([&self.q, &self.k, &self.v], x)?;
+        let [mut q, mut k, v] = forward_all([&self.q, &self.k, &self.v], x)?;
         if let Some(norms) = &self.norms {
             for (x, weight) in [&mut q, &mut k].into_iter().zip(norms) {
                 let shape = x.dims3()?;
@@ -342,7 +322,7 @@ impl Mlp {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        image::linear(&self.second, &gelu_tanh(&image::linear(&self.first, x)?)?)
+        self.second.forward(&gelu_tanh(&self.first.forward(x)?)?)
     }
 }
 

@@ -7,12 +7,12 @@
 //! keep half-precision weights (a T5-XXL would take 19 GB), and it has no remedy for f16, in which the large T5s
 //! overflow behind the gate. Here the residual stream is f32 on every device, and the product that overflows too.
 
-use candle_core::{D, DType, Device, Tensor, bail};
+use candle_core::{DType, Device, Tensor, bail};
 use serde_json::{Map, Value, json};
 
 use crate::kernels::activation::gelu_tanh_mul;
 use crate::kernels::embedding::Embedding;
-use crate::kernels::linear::{self, Linear};
+use crate::kernels::image::{self, Linear, Mask, forward_all};
 use crate::kernels::norm::rms_norm;
 use crate::model::ModelError;
 use crate::model::diffusion::config::fields::Fields;
@@ -22,6 +22,8 @@ use crate::model::diffusion::weights::{Scope, Weights};
 
 /// The largest vocabulary that a configuration may claim.
 const MAX_VOCABULARY: usize = 1 << 22;
+/// The most attention heads that a configuration may claim: for each, and each pair of tokens, there is a number.
+const MAX_HEADS: usize = 256;
 /// The most buckets of distances that a configuration may claim.
 const MAX_BUCKETS: usize = 1 << 10;
 /// The largest distance that a configuration may tell from larger ones.
@@ -69,7 +71,7 @@ impl T5Config {
             vocab_size: fields.count("vocab_size", 32_128, 1..=MAX_VOCABULARY)?,
             width: fields.count("d_model", 512, 1..=MAX_WIDTH)?,
             head_dim: fields.count("d_kv", 64, 1..=MAX_WIDTH)?,
-            heads: fields.count("num_heads", 8, 1..=MAX_WIDTH)?,
+            heads: fields.count("num_heads", 8, 1..=MAX_HEADS)?,
             inner: fields.count("d_ff", 2048, 1..=MAX_WIDTH)?,
             layers: fields.count("num_layers", 6, 1..=MAX_LAYERS)?,
             buckets: fields.count("relative_attention_num_buckets", 32, 4..=MAX_BUCKETS)?,
@@ -153,39 +155,15 @@ impl Block {
     fn forward(&self, x: &Tensor, bias: &Tensor, config: &T5Config) -> candle_core::Result<Tensor> {
         let eps = config.norm_eps as f32;
         let normed = rms_norm(x, &self.norm1, eps)?;
-        let [q, k, v] = linear::forward_all([&self.q, &self.k, &self.v], &normed)?;
-        let attended = attend(&q, &k, &v, bias)?;
+        let normed = normed.unsqueeze(0)?;
+        let [q, k, v] = forward_all([&self.q, &self.k, &self.v], &normed)?;
+        let bias = Some(Mask::Bias(bias));
+        let attended = image::attention(&q, &k, &v, config.heads, 1.0, bias)?.squeeze(0)?;
         let x = self.out.forward_add(&attended, x)?;
         let normed = rms_norm(&x, &self.norm2, eps)?;
-        let [gate, up] = linear::forward_all([&self.gate, &self.up], &normed)?;
+        let [gate, up] = forward_all([&self.gate, &self.up], &normed)?;
         self.down.forward_add(&gelu_tanh_mul(&gate, &up)?, &x)
     }
-}
-
-/// q, k, v: (tokens, heads * d) f32, bias: (heads, tokens, tokens) f32 -> the shape of `q`.
-fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor) -> candle_core::Result<Tensor> {
-    let (tokens, width) = q.dims2()?;
-    let heads = bias.dim(0)?;
-    let d = width / heads;
-    if !q.device().is_cpu() {
-        let split = |x: &Tensor| x.reshape((tokens, heads, d))?.transpose(0, 1)?.contiguous();
-        let scores = (split(q)?.matmul(&split(k)?.t()?)? + bias)?;
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        let attended = weights.matmul(&split(v)?)?.transpose(0, 1)?;
-        return attended.reshape((tokens, width));
-    }
-    // Keys and values as weights of our own products, whose sums do not depend on the threads.
-    let attended = (0..heads)
-        .map(|head| {
-            let column = |x: &Tensor| x.narrow(1, head * d, d)?.contiguous();
-            let scores = Linear::dense(column(k)?, None)?
-                .forward_add(&column(q)?, &bias.get(head)?.contiguous()?)?;
-            let weights = candle_nn::ops::softmax_last_dim(&scores)?;
-            let values = v.narrow(1, head * d, d)?.t()?.contiguous()?;
-            Linear::dense(values, None)?.forward(&weights)
-        })
-        .collect::<candle_core::Result<Vec<_>>>()?;
-    Tensor::cat(&attended, 1)?.contiguous()
 }
 
 /// A T5 encoder.
@@ -303,6 +281,7 @@ mod tests {
             ("feed_forward_proj", json!("relu")),
             ("d_model", json!(0)),
             ("num_heads", json!(1_000_000)),
+            ("num_heads", json!(257)),
             ("relative_attention_num_buckets", json!(6)),
             ("relative_attention_num_buckets", json!(1000)),
             ("vocab_size", json!(-1)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::config::{FlowConfig, PATCH, TransformerConfig};
+use super::config::{FlowConfig, TransformerConfig};
 use super::flux::FluxTransformer;
 use super::sd3::Sd3Transformer;
 use super::text::FlowText;
@@ -12,7 +12,6 @@ use crate::job::{ImageJob, PromptTokens};
 use crate::model::ModelError;
 use crate::model::diffusion::denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
 use crate::model::diffusion::frontend::DiffusionFrontend;
-use crate::model::diffusion::schedule::FlowLevels;
 use crate::model::diffusion::stable_diffusion::WeightsFrom;
 
 /// What a pass is given beside the latents.
@@ -83,14 +82,7 @@ impl Denoiser for FlowDenoiser {
         prompt: &[PromptTokens],
         _side: PromptSide,
     ) -> Result<Conditioning, ModelError> {
-        let sides = [Some(&job.prompt), job.negative.as_ref()];
-        let chunks = sides
-            .into_iter()
-            .flatten()
-            .flat_map(|side| side.iter())
-            .map(|entry| entry.chunks.len())
-            .max()
-            .unwrap_or(1);
+        let chunks = job.prompt_chunks();
         let mut prompt = prompt.to_vec();
         for (encoder, entry) in prompt.iter_mut().enumerate() {
             self.frontend.pad(encoder, entry, chunks);
@@ -128,13 +120,5 @@ impl Denoiser for FlowDenoiser {
             Transformer::Flux(flux) => flux.forward(x, &inputs)?,
             Transformer::Sd3(sd3) => sd3.forward(x, &inputs)?,
         })
-    }
-
-    fn flow_levels(&self) -> FlowLevels {
-        self.config.shape().levels
-    }
-
-    fn patch(&self) -> usize {
-        PATCH
     }
 }

@@ -139,12 +139,17 @@ impl ScheduleConfig {
         }
         fields.refuse_flags()?;
         let prediction = fields.prediction(class)?;
+        // The solvers that know flows call the shift by another name.
+        let (name, shift) = match class == ScheduleName::FlowMatchEuler {
+            false if prediction == Prediction::Flow => (ScheduleName::FlowMatchEuler, "flow_shift"),
+            _ => (class, "shift"),
+        };
         let train_steps = fields.count("num_train_timesteps", 1, MAX_TRAIN_STEPS, 1000)?;
         let (stochastic_solver, solver) = fields.solver()?;
         let config = ScheduleConfig {
             class: ScheduleChoice {
-                name: class,
-                karras: karras && class.takes_karras(),
+                name,
+                karras: karras && name.takes_karras(),
             },
             train_steps,
             beta_start: fields.number("beta_start", 1e-12, 0.999_999)?,
@@ -208,7 +213,7 @@ impl ScheduleConfig {
             timestep_scaling: fields
                 .number("timestep_scaling", 1e-3, 1e6)?
                 .unwrap_or(10.0),
-            shift: fields.number("shift", 1e-6, 1e6)?.unwrap_or(1.0),
+            shift: fields.number(shift, 1e-6, 1e6)?.unwrap_or(1.0),
             shift_terminal: fields
                 .number("shift_terminal", 0.0, 0.999)?
                 .filter(|&terminal| terminal != 0.0),
@@ -239,24 +244,15 @@ impl ScheduleConfig {
     }
 
     /// The model's own schedule. For PNDM, which is not among ours, it is DDIM: it takes the same
-    /// timesteps and means the same by the rest of the file.
+    /// timesteps and means the same by the rest of the file. For a flow's multistep solver it is Euler's method for flows,
+    /// which takes the same shift.
     pub fn default_choice(&self) -> ScheduleChoice {
         self.class
-    }
-
-    /// What the model predicts.
-    pub fn prediction(&self) -> Prediction {
-        self.prediction
     }
 
     /// Whether the model was trained for flow matching, so that it goes with flow schedules only.
     pub fn is_flow(&self) -> bool {
         self.prediction == Prediction::Flow
-    }
-
-    /// Training steps: the most that a request can ask for.
-    pub fn train_steps(&self) -> usize {
-        self.train_steps
     }
 
     /// For flow models whose shift depends on the picture's size in tokens: the mean of the logarithm of

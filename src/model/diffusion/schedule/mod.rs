@@ -29,10 +29,12 @@
 //!   from the corrected one. The corrected latent is the anchor: a sum of the anchor before, `d1` to `d3`
 //!   and `d`. The prediction is a sum of it and those; put in, that is one sum for `s'` and one for `x'`.
 //!
-//! The tables agree with diffusers' schedulers evaluated in f64 to 11 digits (`tests/model/schedules`); two
+//! The tables agree with diffusers' schedulers evaluated in f64 to 11 digits (`tests/model/schedules`); three
 //! of its habits are not followed. With "trailing" spacing and some step counts (61 is the least) it takes a step
 //! too many, at timestep -1: here there are as many steps as asked for. And where two steps share a noise
-//! level the multistep solvers divide by zero: here such a step uses fewer earlier ones.
+//! level the multistep solvers divide by zero: here such a step uses fewer earlier ones. And DPM++ with "trailing"
+//! spacing and a finite `lambda_min_clipped` has the distance between timesteps from all training steps there, here from
+//! those that the bound leaves.
 //!
 //! # Rounding
 //!
@@ -225,10 +227,9 @@ impl NoiseSchedule {
     pub fn new(config: &ScheduleConfig, options: ScheduleOptions) -> Result<Self, ScheduleError> {
         let name = options.name;
         config.check(&options)?;
-        let flow = name == ScheduleName::FlowMatchEuler;
         let first = match options.strength {
             None => 0,
-            Some(strength) => options.steps - iterations(options.steps, strength, flow)?,
+            Some(strength) => options.steps - iterations(options.steps, strength, name)?,
         };
         let table = match name {
             ScheduleName::Ddim => discrete::ddim(config, &options, first)?,
@@ -337,23 +338,17 @@ impl NoiseSchedule {
     }
 }
 
-/// Steps that are run of `steps` when a picture is given: diffusers' img2img rounds the steps down for
-/// noise-predicting models, and the first step's number for flow models.
+/// Steps that are run of `steps` when a picture is given; see [`ScheduleName::iterations`].
 ///
 /// # Errors
 /// `strength` is not above 0 and at most 1, or nothing is left to run.
-pub fn iterations(steps: usize, strength: f64, flow: bool) -> Result<usize, ScheduleError> {
+fn iterations(steps: usize, strength: f64, name: ScheduleName) -> Result<usize, ScheduleError> {
     if !(strength > 0.0 && strength <= 1.0) {
         return Err(ScheduleError::Strength(strength));
     }
-    let share = steps as f64 * strength;
-    let run = if flow {
-        steps - ((steps as f64 - share) as usize).min(steps)
-    } else {
-        (share as usize).min(steps)
-    };
-    if run == 0 {
-        return Err(ScheduleError::NothingToDo { strength, steps });
+    let whole = u32::try_from(steps).unwrap_or(u32::MAX);
+    match name.iterations(whole, strength) as usize {
+        0 => Err(ScheduleError::NothingToDo { strength, steps }),
+        run => Ok(run),
     }
-    Ok(run)
 }

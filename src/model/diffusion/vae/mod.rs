@@ -53,7 +53,7 @@ impl Vae {
     /// [`decode_bytes`](Self::decode_bytes), the picture is cut into tiles.
     ///
     /// # Errors
-    /// A tensor is missing or misshapen; named.
+    /// A tensor is missing or misshapen; named. The smallest tile would take more than the limit.
     pub fn new(
         config: &VaeConfig,
         weights: &Weights,
@@ -81,6 +81,12 @@ impl Vae {
             config: config.clone(),
         };
         weights.log_unused();
+        let least = vae.whole_bytes(MIN_TILE, MIN_TILE);
+        if least > memory_limit {
+            return Err(ModelError::Load(format!(
+                "decode_memory_bytes is {memory_limit}; the smallest tile of this model's vae takes {least}"
+            )));
+        }
         Ok(vae)
     }
 
