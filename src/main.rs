@@ -24,7 +24,6 @@ use girandole::intake::{ImageDefaults, ImageIntake, Intake, TextDefaults, TextIn
 use girandole::kernels::candle_threads::set_candle_threads;
 use girandole::kernels::isa::Isa;
 use girandole::kernels::threads::set_compute_threads;
-use girandole::model::diffusion::loader::is_diffusers_folder;
 use girandole::model::image_frontend::ImageFrontend;
 use girandole::model::manifest::{GenerationDefaults, Manifest, ModelFiles};
 use girandole::model::scripted::{
@@ -153,7 +152,7 @@ fn read_keys(config: &Config) -> anyhow::Result<ApiKeys> {
 fn prepare(config: &ModelConfig, sources: &SourceSettings) -> anyhow::Result<PreparedModel> {
     match sources::fetch(&config.model, config.load_format, sources)? {
         ModelFiles::Scripted(path) => prepare_scripted(config, Script::read(&path)?),
-        files => match diffusers_folder(&files) {
+        files => match diffusion::loader::image_folder(&files) {
             Some((folder, dummy_seed)) => prepare_images(config, folder, dummy_seed),
             None => prepare_text(config, &files),
         },
@@ -196,16 +195,6 @@ fn prepare_scripted_images(config: &ModelConfig, script: Script) -> PreparedMode
     }
 }
 
-/// The folder of an image model, with the seed of its weights if they are random.
-fn diffusers_folder(files: &ModelFiles) -> Option<(&Path, Option<u64>)> {
-    let (folder, seed) = match files {
-        ModelFiles::Folder(folder) => (folder.as_path(), None),
-        ModelFiles::Dummy { config, seed } => (config.parent()?, Some(*seed)),
-        ModelFiles::Gguf(_) | ModelFiles::Scripted(_) => return None,
-    };
-    is_diffusers_folder(folder).then_some((folder, seed))
-}
-
 fn prepare_images(
     config: &ModelConfig,
     folder: &Path,
@@ -229,11 +218,12 @@ fn prepare_images(
                 steps: config
                     .default_steps
                     .or(advice.map(|model| model.steps))
-                    .or(assets.steps)
+                    .or(assets.advice.steps)
                     .unwrap_or(neutral.steps),
                 guidance_scale: config
                     .default_guidance_scale
                     .or(advice.map(|model| model.guidance_scale))
+                    .or(assets.advice.guidance_scale)
                     .unwrap_or(neutral.guidance_scale),
                 ..neutral
             },

@@ -193,9 +193,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Alternatives reported for each token").per_model(),
     one(LIMITS, "max_temperature", "NUMBER", "2", "The highest temperature").per_model(),
     one(LIMITS, "default_steps", "COUNT", "",
-        "Denoising steps of a request that does not say [default: 20]").per_model(),
+        "Denoising steps of a request that does not say [default: what the model's kind needs, else 20]").per_model(),
     one(LIMITS, "default_guidance_scale", "NUMBER", "",
-        "Guidance of a request that does not say; 1 or less switches it off [default: 7.5]").per_model(),
+        "Guidance of a request that does not say; 1 or less switches it off [default: what the model's \
+         kind needs, else 7.5]").per_model(),
     one(LIMITS, "max_images", "COUNT", "10", "Pictures of one request").per_model(),
     one(LIMITS, "max_image_pixels", "PIXELS", "1048576",
         "Width times height of a picture to be drawn").per_model(),

@@ -155,6 +155,7 @@ impl Reference {
             negative,
             negative_given: case["negative_prompt"].is_string(),
             guidance_scale,
+            clip_skip: number("clip_skip").unwrap_or(0.0) as u32,
             steps: number("steps").unwrap() as u32,
             schedule,
             karras,

@@ -27,6 +27,7 @@ pub(crate) fn picture(prompt: &str, steps: u32) -> ImageJob {
         negative: None,
         negative_given: false,
         guidance_scale: 1.0,
+        clip_skip: 0,
         steps,
         schedule: ScheduleName::Ddim,
         karras: false,

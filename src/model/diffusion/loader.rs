@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 
+use super::advice::Advice;
 use super::config::vae::VaeConfig;
 use super::config::{MODEL_INDEX, ModelIndex, StableDiffusionConfig};
 use super::denoiser::Denoiser;
@@ -18,6 +19,7 @@ use super::vae::Vae;
 use super::{DiffusionModel, DiffusionOptions};
 use crate::model::ModelError;
 use crate::model::device::DeviceSpec;
+use crate::model::manifest::ModelFiles;
 
 /// The shape of a model, by its family.
 enum FamilyConfig {
@@ -79,21 +81,10 @@ impl FamilyConfig {
         }
     }
 
-    fn steps(&self) -> Option<u32> {
+    fn advice(&self, schedule: &ScheduleConfig, name: &str) -> Advice {
         match self {
-            FamilyConfig::StableDiffusion(_) => None,
-            FamilyConfig::Flow(config) => config.steps(),
-        }
-    }
-
-    fn guidance(&self) -> Guidance {
-        let embedded = match self {
-            FamilyConfig::StableDiffusion(config) => config.unet.time_cond_proj_dim.is_some(),
-            FamilyConfig::Flow(config) => config.is_distilled(),
-        };
-        match embedded {
-            true => Guidance::Embedded,
-            false => Guidance::Classifier,
+            FamilyConfig::StableDiffusion(config) => Advice::for_unet(config, schedule, name),
+            FamilyConfig::Flow(config) => Advice::for_flow(config, name),
         }
     }
 }
@@ -109,24 +100,22 @@ pub struct DiffusionAssets {
     pub size_factor: u32,
     /// Width and height that the model was made for, in pixels.
     pub size: (u32, u32),
-    /// Steps that its makers advise, where its kind is known for few.
-    pub steps: Option<u32>,
-    /// It was distilled with its guidance inside, or needs none.
-    pub guidance: Guidance,
+    /// What its makers advise.
+    pub advice: Advice,
 }
 
-/// What a model makes of `guidance_scale`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guidance {
-    /// It predicts twice, with and without the prompt.
-    Classifier,
-    /// It takes the scale as an input and predicts once.
-    Embedded,
-}
-
-/// Whether a folder holds an image model in diffusers' layout.
-pub fn is_diffusers_folder(folder: &Path) -> bool {
-    folder.join(MODEL_INDEX).is_file()
+/// The folder of an image model in diffusers' layout, with the seed of its weights if they are random; `None` for
+/// other models' files.
+pub fn image_folder(files: &ModelFiles) -> Option<(&Path, Option<u64>)> {
+    let (folder, seed) = match files {
+        ModelFiles::Folder(folder) => (folder.as_path(), None),
+        ModelFiles::Dummy { config, seed } => (config.parent()?, Some(*seed)),
+        ModelFiles::Gguf(_) | ModelFiles::Scripted(_) => return None,
+    };
+    folder
+        .join(MODEL_INDEX)
+        .is_file()
+        .then_some((folder, seed))
 }
 
 /// Reads what requests need to know of a model. With a seed, weights are random and need not be there.
@@ -141,6 +130,7 @@ pub fn load_assets(folder: &Path, dummy_seed: Option<u64>) -> Result<DiffusionAs
     let schedule =
         ScheduleConfig::from_text(&text).map_err(|error| ModelError::Load(error.to_string()))?;
     let prompts = config.prompts(folder)?;
+    let advice = config.advice(&schedule, ModelIndex::read(folder)?.origin());
     let pixels = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
     let (width, height) = config.size();
     Ok(DiffusionAssets {
@@ -151,8 +141,7 @@ pub fn load_assets(folder: &Path, dummy_seed: Option<u64>) -> Result<DiffusionAs
         )),
         size_factor: pixels(config.size_factor()),
         size: (pixels(width), pixels(height)),
-        steps: config.steps(),
-        guidance: config.guidance(),
+        advice,
         folder: folder.to_owned(),
         dummy_seed,
         config,
@@ -185,6 +174,7 @@ pub fn build(
         &vae_weights,
         options.decode_memory_bytes,
     )?;
+    tell_decode_memory(&vae, options);
     let frontend = Arc::clone(&assets.frontend);
     let denoiser: Box<dyn Denoiser> = match &assets.config {
         FamilyConfig::StableDiffusion(config) => Box::new(StableDiffusion::load(
@@ -202,4 +192,16 @@ pub fn build(
         Arc::clone(&assets.frontend),
         options,
     ))
+}
+
+/// Says how much the decoding of the largest square picture is expected to take.
+fn tell_decode_memory(vae: &Vae, options: &DiffusionOptions) {
+    let factor = vae.config().factor();
+    let edge = (options.max_image_pixels as usize).isqrt() / factor;
+    tracing::info!(
+        edge = edge * factor,
+        decode_bytes = vae.decode_bytes(edge, edge),
+        limit = options.decode_memory_bytes,
+        "memory of a decoding"
+    );
 }

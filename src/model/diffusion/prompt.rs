@@ -30,6 +30,9 @@ pub enum PromptError {
     /// The product of a place's weights is out of range.
     #[error("has a weight of {0}; weights must be -{MAX_WEIGHT} to {MAX_WEIGHT}")]
     Weight(f64),
+    /// A weight where none can be taken.
+    #[error("holds a weight such as (word:1.3); this model's text encoders take none")]
+    Unweighted,
     /// More text than is allowed.
     #[error("takes {chunks} chunks of {chunk_tokens} tokens; at most {most} are allowed")]
     TooLong {
@@ -222,6 +225,26 @@ fn pieces(prompt: &str) -> Result<Vec<Piece>, PromptError> {
         rest = &rest[length..];
     }
     reader.finish()
+}
+
+/// Whether the prompt says a weight in numbers, `(word:1.3)`. Bare brackets may be meant as text.
+pub fn has_weights(prompt: &str) -> bool {
+    let mut open = 0usize;
+    let mut escaped = false;
+    for (at, letter) in prompt.char_indices() {
+        match letter {
+            _ if escaped => {
+                escaped = false;
+                continue;
+            }
+            '(' => open += 1,
+            ')' => open = open.saturating_sub(1),
+            ':' if open > 0 && explicit_weight(&prompt[at..]).is_some() => return true,
+            _ => {}
+        }
+        escaped = letter == '\\';
+    }
+    false
 }
 
 /// `:1.3)` at the beginning of a text: the weight, and how long it is written.

@@ -121,7 +121,7 @@ impl Denoiser for StableDiffusion {
                 .iter()
                 .map(|chunk| chunk.tokens.clone())
                 .collect();
-            let output: ClipOutput = encoder.forward(&ids, 0)?;
+            let output: ClipOutput = encoder.forward(&ids, job.clip_skip as usize)?;
             let state = match self.config.generation {
                 Generation::Classic => output.last,
                 Generation::Xl => output.penultimate,

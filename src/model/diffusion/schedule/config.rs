@@ -254,6 +254,22 @@ impl ScheduleConfig {
         self.prediction == Prediction::Flow
     }
 
+    /// Made for the schedule of latent consistency models.
+    pub fn is_consistency(&self) -> bool {
+        self.class.name == ScheduleName::Lcm
+    }
+
+    /// Sampled as the Turbo models are: Euler from the very last training step, with noise predicted. Models
+    /// whose last step was mended (zero terminal SNR) also begin there, but predict the velocity.
+    pub fn is_turbo(&self) -> bool {
+        matches!(
+            self.class.name,
+            ScheduleName::Euler | ScheduleName::EulerAncestral
+        ) && self.spacing == Some(Spacing::Trailing)
+            && self.prediction == Prediction::Epsilon
+            && !self.zero_snr
+    }
+
     /// Training steps: the most that a request can ask for.
     pub fn train_steps(&self) -> usize {
         self.train_steps
