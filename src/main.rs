@@ -24,6 +24,7 @@ use girandole::intake::{ImageDefaults, ImageIntake, Intake, TextDefaults, TextIn
 use girandole::kernels::candle_threads::set_candle_threads;
 use girandole::kernels::isa::Isa;
 use girandole::kernels::threads::set_compute_threads;
+use girandole::model::diffusion::profile::limit_pass;
 use girandole::model::image_frontend::ImageFrontend;
 use girandole::model::manifest::{GenerationDefaults, Manifest, ModelFiles};
 use girandole::model::scripted::{
@@ -202,6 +203,7 @@ fn prepare_images(
 ) -> anyhow::Result<PreparedModel> {
     let assets = diffusion::loader::load_assets(folder, dummy_seed)?;
     let (device, options) = (config.device, config.diffusion.clone());
+    let step_budget = config.engine.scheduler.step_budget;
     let neutral = ImageDefaults::default();
     let (width, height) = assets.size;
     let advice = match &config.model {
@@ -230,7 +232,9 @@ fn prepare_images(
             limits: config.image_limits.clone(),
         }),
         build: Box::new(move || {
-            let model = diffusion::loader::build(&assets, device, &options)?;
+            let mut model = diffusion::loader::build(&assets, device, &options)?;
+            let clock = RealClock::start();
+            limit_pass(&mut model, assets.size, &options, step_budget, &clock)?;
             Ok(Box::new(model) as Box<dyn Model>)
         }),
     })

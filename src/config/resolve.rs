@@ -275,6 +275,12 @@ fn resolve_model(
             dtype: float_type(values, "dtype")?,
             decode_memory_bytes: values.number("decode_memory_bytes", 1 << 20..=1 << 40)?,
             max_image_pixels: values.number("max_image_pixels", 1..=MAX_IMAGE_PIXELS)?,
+            max_rows_per_pass: match values.text("max_rows_per_pass") {
+                Some("auto") => None,
+                _ => Some(values.number("max_rows_per_pass", 1..=MAX_ROWS)?),
+            },
+            preview_decoder: values.path("preview_decoder"),
+            deterministic: values.switch("deterministic")?,
         },
         default_steps: values.optional_number("default_steps", 1..=1_000)?,
         default_guidance_scale: guidance_scale(values)?,

@@ -124,6 +124,12 @@ pub(super) const SETTINGS: &[Setting] = &[
          0 switches prefix caching off [default: a quarter of it]").per_model(),
     one(MODELS, "decode_memory_bytes", "BYTES", "1073741824",
         "Memory for decoding one picture; larger ones are decoded in tiles").per_model(),
+    one(MODELS, "preview_decoder", "FOLDER", "",
+        "A small decoder (AutoencoderTiny, such as TAESD) that shows pictures while they are drawn [default: a \
+         linear map]").per_model(),
+    switch(MODELS, "deterministic",
+        "Pictures have the same bits whatever their company, also on a GPU, where it costs speed; on the CPU \
+         they always have").per_model(),
     one(MODELS, "compute_threads", "COUNT", "",
         "Threads for the models' arithmetic [default: the cores that the process may use, less one for \
          HTTP if they are three or more]"),
@@ -138,6 +144,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         "How long an idle engine waits for a batch to fill").per_model(),
     one(BATCHING, "step_budget_ms", "MS", "100",
         "How long a step may take: long prompts are cut to fit").per_model(),
+    one(BATCHING, "max_rows_per_pass", "auto|ROWS", "auto",
+        "Pictures of the model's own size in one denoising step, guided ones counting twice; more take turns. \
+         auto: measured at start").per_model(),
     one(BATCHING, "max_queued_requests", "ROWS", "256",
         "Rows that may wait; more are refused with 429").per_model(),
     one(BATCHING, "max_queued_tokens", "TOKENS", "262144",

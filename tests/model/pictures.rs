@@ -26,9 +26,7 @@ fn fixtures() -> PathBuf {
 pub(crate) fn options(batch_size: u32) -> DiffusionOptions {
     DiffusionOptions {
         batch_size,
-        dtype: None,
-        decode_memory_bytes: 1 << 30,
-        max_image_pixels: 1 << 20,
+        ..DiffusionOptions::default()
     }
 }
 

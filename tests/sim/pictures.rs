@@ -181,6 +181,38 @@ fn a_newcomer_of_any_size_begins_in_the_next_pass_and_steps_within_a_round() {
 }
 
 #[test]
+fn rows_beyond_a_passes_work_step_in_turn_and_at_one_pace() {
+    let limited = script(&COSTS.replace("{}", "{ pass_work = 3 }"));
+    let mut world = World::new(config(8, Batching::Continuous), &limited);
+    let logs = [false, true, false, false, true].map(|with| {
+        let job = picture("one", 12);
+        world.draw(if with { guided(job) } else { job })
+    });
+    world.run();
+    world.check_at_rest();
+    {
+        let book = world.book.borrow();
+        let work = |pass: &crate::world::PassSeen| {
+            let iterating = pass.rows.iter().filter(|row| row.phase == Phase::Iterate);
+            iterating.map(|row| row.work).sum::<u32>()
+        };
+        assert_eq!(book.passes.iter().map(work).max(), Some(3));
+    }
+    // Seven units in passes of three, nobody overtaking: each has its next step within three passes, and all of
+    // them are begun in between.
+    for log in &logs {
+        assert!(longest_gap(log, 0) <= 3 * ms(10 + 3 * 10) + ms(7 * 2), "{:?}", longest_gap(log, 0));
+    }
+    // When anybody has come to step n, everybody has come to step n - 1.
+    let times = logs.each_ref().map(|log| step_times(log, 0));
+    for step in 1..12 {
+        let first = times.iter().map(|times| times[step]).min();
+        let last = times.iter().map(|times| times[step - 1]).max();
+        assert!(last <= first, "step {step}: {last:?} after {first:?}");
+    }
+}
+
+#[test]
 fn a_dynamic_batch_takes_one_size_and_ends_with_its_last_decoding() {
     let mut world = World::new(config(4, Batching::Dynamic), &script(COSTS));
     let sizes = [64, 96, 64, 96, 64];

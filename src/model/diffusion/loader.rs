@@ -12,7 +12,7 @@ use super::config::{MODEL_INDEX, ModelIndex, StableDiffusionConfig};
 use super::denoiser::Denoiser;
 use super::flow::{FlowConfig, FlowDenoiser, FlowPrompts, is_flow_pipeline};
 use super::frontend::{ClipPrompts, DiffusionFrontend, FlowShape, PromptReader};
-use super::preview::PreviewMap;
+use super::preview::Preview;
 use super::schedule::ScheduleConfig;
 use super::stable_diffusion::{StableDiffusion, WeightsFrom};
 use super::vae::Vae;
@@ -184,7 +184,8 @@ pub fn build(
             config, weights, dtype, &device, frontend,
         )?),
     };
-    let preview = PreviewMap::of(Some(&assets.folder), &vae)?;
+    let decoder = options.preview_decoder.as_deref();
+    let preview = Preview::of(decoder, Some(&assets.folder), &vae)?;
     Ok(DiffusionModel::new(
         denoiser,
         vae,

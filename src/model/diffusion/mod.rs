@@ -15,6 +15,7 @@ pub mod frontend;
 mod layers;
 pub mod loader;
 pub mod preview;
+pub mod profile;
 pub mod prompt;
 pub mod random;
 mod row;
@@ -27,6 +28,7 @@ pub mod vae;
 pub mod weights;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -40,7 +42,7 @@ use crate::picture::Picture;
 
 use denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
 use frontend::DiffusionFrontend;
-use preview::PreviewMap;
+use preview::Preview;
 use row::Row;
 use schedule::StepCoefficients;
 use schedule::rows::RowState;
@@ -54,6 +56,8 @@ const DECODE_ROWS: u32 = 3;
 /// Encoding the picture that a row begins from costs as much as so many halves of a row's denoising step (0.56
 /// against 0.40 tera-multiplications).
 const ENCODE_HALF_ROWS: u32 = 3;
+/// Rows of a prediction where its bits must not depend on their number: few, so that little is wasted on a row alone.
+const DETERMINISTIC_ROWS: usize = 4;
 /// Prompts whose states are kept. The empty negative prompt is among nearly everybody's.
 const KEPT_PROMPTS: usize = 32;
 
@@ -68,15 +72,39 @@ pub struct DiffusionOptions {
     pub decode_memory_bytes: usize,
     /// Pixels of the largest picture.
     pub max_image_pixels: u32,
+    /// Rows of the model's own size that share a pass, guided pictures counting twice; measured for `None`.
+    pub max_rows_per_pass: Option<u32>,
+    /// The folder of a small decoder for previews.
+    pub preview_decoder: Option<PathBuf>,
+    /// The same request gives the same bits whatever its company, on every device. On the CPU it always does.
+    pub deterministic: bool,
+}
+
+impl Default for DiffusionOptions {
+    fn default() -> Self {
+        DiffusionOptions {
+            batch_size: 16,
+            dtype: None,
+            decode_memory_bytes: vae::DEFAULT_MEMORY_LIMIT,
+            max_image_pixels: 1 << 20,
+            max_rows_per_pass: None,
+            preview_decoder: None,
+            deterministic: false,
+        }
+    }
 }
 
 /// A diffusion model.
 pub struct DiffusionModel {
     denoiser: Box<dyn Denoiser>,
     vae: Vae,
-    preview: PreviewMap,
+    preview: Preview,
     frontend: Arc<DiffusionFrontend>,
     capacity: Capacity,
+    /// See [`Model::pass_work`].
+    pass_work: u32,
+    /// Predictions are made for so many rows at a time, neither more nor fewer.
+    fixed_rows: Option<usize>,
     rows: Vec<Option<Row>>,
     /// Prompts read lately, the latest last.
     prompts: Vec<ReadPrompt>,
@@ -100,7 +128,7 @@ impl DiffusionModel {
     pub fn new(
         denoiser: Box<dyn Denoiser>,
         vae: Vae,
-        preview: PreviewMap,
+        preview: Preview,
         frontend: Arc<DiffusionFrontend>,
         options: &DiffusionOptions,
     ) -> Self {
@@ -108,7 +136,11 @@ impl DiffusionModel {
         let places = u64::from(options.max_image_pixels) / (vae.config().factor() as u64).pow(2);
         let largest = 2 * places.div_ceil(UNIT_PLACES);
         let units = largest.saturating_mul(u64::from(options.batch_size));
+        // The CPU's kernels treat rows apart whatever their number.
+        let fixed = options.deterministic && !vae.device().is_cpu();
         DiffusionModel {
+            pass_work: u32::MAX,
+            fixed_rows: fixed.then_some(DETERMINISTIC_ROWS),
             denoiser,
             vae,
             preview,
@@ -135,6 +167,13 @@ impl DiffusionModel {
     #[must_use]
     pub fn with_noise(mut self, noise: NoiseSource) -> Self {
         self.noise = noise;
+        self
+    }
+
+    /// The same model, which predicts for so many rows at a time, as `deterministic` has it on a GPU.
+    #[must_use]
+    pub fn with_fixed_rows(mut self, rows: usize) -> Self {
+        self.fixed_rows = Some(rows.max(1));
         self
     }
 
@@ -256,7 +295,10 @@ impl DiffusionModel {
                 });
             }
         }
-        let output = self.denoiser.predict(&Tensor::cat(&inputs, 0)?, &asked)?;
+        let output = match self.fixed_rows {
+            None => self.denoiser.predict(&Tensor::cat(&inputs, 0)?, &asked)?,
+            Some(rows) => self.predict_by(rows, inputs, asked)?,
+        };
         let mut second = rows.len();
         let guided = rows
             .iter()
@@ -273,6 +315,28 @@ impl DiffusionModel {
             })
             .collect::<Result<Vec<Tensor>, ModelError>>()?;
         Ok(Tensor::cat(&guided, 0)?)
+    }
+
+    /// Predictions for so many rows at a time, the last of them again and again where some are missing: libraries choose
+    /// their algorithms, and so the order of their sums, by the shapes that they are given.
+    fn predict_by(
+        &self,
+        rows: usize,
+        mut inputs: Vec<Tensor>,
+        mut asked: Vec<DenoiserRow<'_>>,
+    ) -> Result<Tensor, ModelError> {
+        let wanted = inputs.len();
+        let whole = wanted.next_multiple_of(rows);
+        if let (Some(last), Some(row)) = (inputs.last().cloned(), asked.last().copied()) {
+            inputs.resize(whole, last);
+            asked.resize(whole, row);
+        }
+        let outputs = inputs
+            .chunks(rows)
+            .zip(asked.chunks(rows))
+            .map(|(inputs, asked)| self.denoiser.predict(&Tensor::cat(inputs, 0)?, asked))
+            .collect::<Result<Vec<Tensor>, ModelError>>()?;
+        Ok(Tensor::cat(&outputs, 0)?.narrow(0, 0, wanted)?)
     }
 
     /// Fresh noise for the rows whose step draws some, zeros for the others; nothing if none does.
@@ -351,6 +415,10 @@ impl DiffusionModel {
 impl Model for DiffusionModel {
     fn capacity(&self) -> Capacity {
         self.capacity
+    }
+
+    fn pass_work(&self) -> u32 {
+        self.pass_work
     }
 
     /// Latents of one shape whose prompts are equally long share a pass.

@@ -62,6 +62,8 @@ pub struct ImageScript {
     pub iterate_work: u32,
     /// Units of a picture's decoding.
     pub finish_work: u32,
+    /// Units of denoising steps in a pass, at most; any number if absent.
+    pub pass_work: Option<u32>,
 }
 
 impl Default for ImageScript {
@@ -69,6 +71,7 @@ impl Default for ImageScript {
         ImageScript {
             iterate_work: 1,
             finish_work: 3,
+            pass_work: None,
         }
     }
 }
