@@ -19,7 +19,7 @@ use crate::kernels::isa::Isa;
 use crate::kernels::threads::compute_threads;
 use crate::model::ModelError;
 use crate::model::device::DeviceSpec;
-use crate::model::diffusion::loader::image_folder;
+use crate::model::diffusion::loader::ImageFiles;
 use crate::model::loader::{self, TextAssets};
 use crate::model::manifest::ModelFiles;
 use crate::model::sources::{self, LoadFormat};
@@ -48,9 +48,9 @@ pub fn run(options: &EngineBench, config: &Config) -> Result<Report, BenchError>
         }
         files => files,
     };
-    match image_folder(&files) {
-        Some((folder, dummy_seed)) => {
-            let report = pictures::run(options, model, folder, dummy_seed)?;
+    match ImageFiles::of(&files) {
+        Some(files) => {
+            let report = pictures::run(options, model, &files)?;
             Ok(Report::Pictures(Box::new(report)))
         }
         None => Ok(Report::Text(Box::new(run_text(options, model, &files)?))),

@@ -16,7 +16,7 @@ use crate::model::device::FloatType;
 use crate::model::diffusion::DiffusionOptions;
 use crate::model::manifest::{Catalogue, is_model_name};
 use crate::model::sources::{
-    HubSettings, LoadFormat, ModelRef, SourceSettings, default_cache_folder,
+    HubSettings, LoadFormat, ModelRef, SourceSettings, WeightsVariant, default_cache_folder,
 };
 use crate::model::text::options::TextOptions;
 use crate::scheduler::{Batching, SchedulerConfig};
@@ -103,6 +103,13 @@ fn sources(
             .ok_or(ConfigError::NoCacheFolder)?,
         models_folder: models_dir.unwrap_or_else(|| PathBuf::from("models")),
         offline: values.switch("offline")?,
+        variant: values.choice(
+            "weights_variant",
+            &[
+                ("full", WeightsVariant::Full),
+                ("fp16", WeightsVariant::Half),
+            ],
+        )?,
         hub: HubSettings::from_environment(&variable),
     })
 }

@@ -220,6 +220,8 @@ pub(super) const SETTINGS: &[Setting] = &[
          given with --config, if it exists]"),
     one(SOURCES, "cache_dir", "FOLDER", "",
         "Where fetched models are kept [default: girandole in XDG_CACHE_HOME or ~/.cache]"),
+    one(SOURCES, "weights_variant", "full|fp16", "full",
+        "Which weights of an image model are fetched from the hub where there is a choice"),
     switch(SOURCES, "offline", "Use models that are on this machine only"),
 
     one(PROGRAM, "config", "FILE", "",

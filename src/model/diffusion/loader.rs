@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::DType;
 
 use super::advice::Advice;
+use super::checkpoint::{Checkpoint, Layout};
 use super::config::vae::VaeConfig;
 use super::config::{MODEL_INDEX, ModelIndex, StableDiffusionConfig};
 use super::denoiser::Denoiser;
@@ -14,7 +15,7 @@ use super::flow::{FlowConfig, FlowDenoiser, FlowPrompts, is_flow_pipeline};
 use super::frontend::{ClipPrompts, DiffusionFrontend, FlowShape, PromptReader};
 use super::preview::Preview;
 use super::schedule::ScheduleConfig;
-use super::stable_diffusion::{StableDiffusion, WeightsFrom};
+use super::stable_diffusion::{CheckpointFile, StableDiffusion, WeightsFrom};
 use super::vae::Vae;
 use super::{DiffusionModel, DiffusionOptions};
 use crate::model::ModelError;
@@ -91,8 +92,7 @@ impl FamilyConfig {
 
 /// What a request needs to know of an image model. Cheap to load beside the weights.
 pub struct DiffusionAssets {
-    folder: PathBuf,
-    dummy_seed: Option<u64>,
+    files: ImageFiles,
     config: FamilyConfig,
     /// Tokenizers and schedules.
     pub frontend: Arc<DiffusionFrontend>,
@@ -104,18 +104,61 @@ pub struct DiffusionAssets {
     pub advice: Advice,
 }
 
-/// The folder of an image model in diffusers' layout, with the seed of its weights if they are random; `None` for
-/// other models' files.
-pub fn image_folder(files: &ModelFiles) -> Option<(&Path, Option<u64>)> {
-    let (folder, seed) = match files {
-        ModelFiles::Folder(folder) => (folder.as_path(), None),
-        ModelFiles::Dummy { config, seed } => (config.parent()?, Some(*seed)),
-        ModelFiles::Gguf(_) | ModelFiles::Scripted(_) => return None,
-    };
-    folder
-        .join(MODEL_INDEX)
-        .is_file()
-        .then_some((folder, seed))
+impl DiffusionAssets {
+    /// The single file that the weights are in, if they are.
+    fn checkpoint(&self) -> Result<Option<CheckpointFile>, ModelError> {
+        let WeightsAt::Checkpoint(path) = &self.files.weights else {
+            return Ok(None);
+        };
+        let FamilyConfig::StableDiffusion(config) = &self.config else {
+            return Err(ModelError::Load(format!(
+                "{}: single files are read of Stable Diffusion 1, 2 and XL only",
+                path.display()
+            )));
+        };
+        Ok(Some(CheckpointFile {
+            layout: Layout::new(Checkpoint::open(path)?.family(), config),
+            path: path.clone(),
+        }))
+    }
+}
+
+/// Where an image model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageFiles {
+    /// A folder in diffusers' layout.
+    pub folder: PathBuf,
+    /// Its weights.
+    pub weights: WeightsAt,
+}
+
+/// Where an image model's weights are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WeightsAt {
+    /// In the folder.
+    Folder,
+    /// Nowhere: they are random, from this seed.
+    Seed(u64),
+    /// In this checkpoint.
+    Checkpoint(PathBuf),
+}
+
+impl ImageFiles {
+    /// Those of an image model; `None` for other models' files.
+    pub fn of(files: &ModelFiles) -> Option<Self> {
+        let (folder, weights) = match files {
+            ModelFiles::Folder(folder) => (folder.as_path(), WeightsAt::Folder),
+            ModelFiles::Dummy { config, seed } => (config.parent()?, WeightsAt::Seed(*seed)),
+            ModelFiles::Checkpoint { file, folder } => {
+                (folder.as_path(), WeightsAt::Checkpoint(file.clone()))
+            }
+            ModelFiles::Gguf(_) | ModelFiles::Scripted(_) => return None,
+        };
+        folder.join(MODEL_INDEX).is_file().then(|| ImageFiles {
+            folder: folder.to_owned(),
+            weights,
+        })
+    }
 }
 
 /// Reads what requests need to know of a model. With a seed, weights are random and need not be there.
@@ -123,6 +166,18 @@ pub fn image_folder(files: &ModelFiles) -> Option<(&Path, Option<u64>)> {
 /// # Errors
 /// Names the file and what is missing or wrong in it.
 pub fn load_assets(folder: &Path, dummy_seed: Option<u64>) -> Result<DiffusionAssets, ModelError> {
+    load_files(&ImageFiles {
+        folder: folder.to_owned(),
+        weights: dummy_seed.map_or(WeightsAt::Folder, WeightsAt::Seed),
+    })
+}
+
+/// The same, wherever the weights are.
+///
+/// # Errors
+/// As [`load_assets`].
+pub fn load_files(files: &ImageFiles) -> Result<DiffusionAssets, ModelError> {
+    let folder = files.folder.as_path();
     let config = FamilyConfig::read(folder)?;
     let file = folder.join("scheduler").join("scheduler_config.json");
     let text = std::fs::read_to_string(&file)
@@ -142,8 +197,7 @@ pub fn load_assets(folder: &Path, dummy_seed: Option<u64>) -> Result<DiffusionAs
         size_factor: pixels(config.size_factor()),
         size: (pixels(width), pixels(height)),
         advice,
-        folder: folder.to_owned(),
-        dummy_seed,
+        files: files.clone(),
         config,
     })
 }
@@ -160,9 +214,11 @@ pub fn build(
 ) -> Result<DiffusionModel, ModelError> {
     let device = device.open()?;
     let dtype = options.dtype.map(DType::from);
-    let weights = match assets.dummy_seed {
-        None => WeightsFrom::Folder(&assets.folder),
-        Some(seed) => WeightsFrom::Seed(seed),
+    let checkpoint = assets.checkpoint()?;
+    let weights = match (&assets.files.weights, &checkpoint) {
+        (_, Some(file)) => WeightsFrom::Checkpoint(file),
+        (WeightsAt::Seed(seed), None) => WeightsFrom::Seed(*seed),
+        (_, None) => WeightsFrom::Folder(&assets.files.folder),
     };
     let vae_dtype = match assets.config.vae().force_upcast {
         true => Some(DType::F32),
@@ -185,7 +241,7 @@ pub fn build(
         )?),
     };
     let decoder = options.preview_decoder.as_deref();
-    let preview = Preview::of(decoder, Some(&assets.folder), &vae)?;
+    let preview = Preview::of(decoder, Some(&assets.files.folder), &vae)?;
     Ok(DiffusionModel::new(
         denoiser,
         vae,

@@ -7,6 +7,7 @@
 //! rows apart, so that a picture drawn in company is the picture drawn alone, bit for bit.
 
 pub mod advice;
+pub mod checkpoint;
 pub mod clip;
 pub mod config;
 pub mod denoiser;

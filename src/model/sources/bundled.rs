@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::cache::write_whole;
+
 /// A model in diffusers' layout, with all its files.
 #[derive(Debug, PartialEq)]
 pub struct BundledModel {
@@ -96,16 +98,7 @@ impl BundledModel {
         }
         for (path, bytes) in self.files {
             let target = folder.join(path);
-            let parent = target.parent().expect("a file is in a folder");
-            fs::create_dir_all(parent)?;
-            // Moved into place whole: another program that starts now never sees half a file.
-            let draft = parent.join(format!(
-                ".{}.{}",
-                std::process::id(),
-                target.file_name().unwrap_or_default().to_string_lossy()
-            ));
-            fs::write(&draft, bytes)?;
-            fs::rename(&draft, &target)?;
+            write_whole(&target, bytes)?;
         }
         Ok(folder)
     }

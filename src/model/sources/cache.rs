@@ -143,6 +143,17 @@ impl CacheFolder {
     }
 }
 
+/// Writes a file and makes its folders. It is moved into place whole: another program that starts now never sees half
+/// of it.
+pub(super) fn write_whole(target: &Path, bytes: &[u8]) -> io::Result<()> {
+    let parent = target.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent)?;
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let draft = parent.join(format!(".{}.{name}", std::process::id()));
+    std::fs::write(&draft, bytes)?;
+    std::fs::rename(&draft, target)
+}
+
 fn remove_folder(path: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
