@@ -134,12 +134,16 @@ pub(super) fn read(
         }
     };
     let most = u64::from(model.intake.image()?.frontend.max_clip_skip()) + 1;
-    let clip_skip = match fields.count(CLIP_LAYER)? {
+    // Whole numbers may be written either way.
+    let clip_skip = match fields.number(CLIP_LAYER)? {
         None => None,
-        Some(layer) if (1..=most).contains(&layer) => Some(layer - 1),
+        Some(layer) if layer.fract() == 0.0 && (1.0..=most as f64).contains(&layer) => {
+            Some(layer as u64 - 1)
+        }
         Some(layer) => {
-            let message = format!("is {layer}; it must be 1 to {most} for this model");
-            return Err(Invalid::value(CLIP_LAYER, message).into());
+            let message =
+                format!("is {layer}; it must be a whole number, 1 to {most}, for this model");
+            return Err(Invalid::value(fields.full_name(CLIP_LAYER), message).into());
         }
     };
     for (name, value) in options(&model) {

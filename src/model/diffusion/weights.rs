@@ -50,7 +50,7 @@ enum Source {
         names: HashSet<String>,
         used: RefCell<HashSet<String>>,
         /// How the file calls what is asked for; as it is asked for, if there is none.
-        layout: Option<Layout>,
+        layout: Option<Box<Layout>>,
     },
     Dummy {
         seed: u64,
@@ -103,7 +103,7 @@ impl Weights {
                 names: names.filter(|name| name.starts_with(prefix)).collect(),
                 files,
                 used: RefCell::default(),
-                layout: Some(layout.clone()),
+                layout: Some(Box::new(layout.clone())),
             },
             component: component.to_owned(),
             dtype,
@@ -170,9 +170,7 @@ impl Weights {
             return None;
         };
         let Some(layout) = layout else {
-            return names
-                .contains(name)
-                .then(|| (name.to_owned(), Part::Whole));
+            return names.contains(name).then(|| (name.to_owned(), Part::Whole));
         };
         let stored = layout.stored(&self.component, name)?;
         let found = stored.names.into_iter().find(|name| names.contains(name))?;
@@ -199,9 +197,8 @@ impl Weights {
                 self.random(*seed, name, shape, dtype)
             }
             Source::Files { files, used, .. } => {
-                let missing = || {
-                    ModelError::Load(format!("{}: there is no tensor {name}", self.component))
-                };
+                let missing =
+                    || ModelError::Load(format!("{}: there is no tensor {name}", self.component));
                 let (stored, part) = self.stored(name).ok_or_else(missing)?;
                 let view = files.get(&stored).map_err(|_| missing())?;
                 let lies = shape_in_file(shape, part);

@@ -55,7 +55,11 @@ pub(super) fn prepare(path: &Path, settings: &SourceSettings) -> Result<ModelFil
 fn name(path: &Path) -> String {
     let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let digest = Sha256::digest(whole.as_os_str().as_encoded_bytes());
-    let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = digest
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     format!("{stem}-{digest}")
 }

@@ -11,10 +11,10 @@ use std::time::Duration;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
 
-use super::super::manifest::{ModelFiles, is_path_part};
-use super::progress::Meter;
 use super::super::diffusion::config::MODEL_INDEX;
+use super::super::manifest::{ModelFiles, is_path_part};
 use super::image_repo;
+use super::progress::Meter;
 use super::{HubRepo, Reason, SourceError, SourceSettings, WeightsVariant};
 
 /// How long to wait for a connection.
@@ -146,9 +146,10 @@ pub(super) fn fetch_repo(
         return Ok(files);
     }
     let variant = settings.variant;
+    let snapshots = folder_of(&settings.hub, &repo.id).join("snapshots");
     download_repo(repo, settings, move |api, repo, beat| match &repo.file {
         Some(file) => download(api, file, beat).map(ModelFiles::Gguf),
-        None => download_folder(api, variant, beat).map(ModelFiles::Folder),
+        None => download_folder(api, &snapshots, variant, beat).map(ModelFiles::Folder),
     })
 }
 
@@ -185,10 +186,12 @@ pub(super) fn fetch_config(
             return Ok(snapshot.join(MODEL_INDEX));
         }
     }
-    download_repo(repo, settings, |api, _, beat| {
-        let names = listing(api)?;
+    let snapshots = folder_of(&settings.hub, &repo.id).join("snapshots");
+    download_repo(repo, settings, move |api, _, beat| {
+        let Listing { commit, names } = listing(api)?;
         if names.iter().any(|name| name == MODEL_INDEX) {
-            let get = |name: &str| download(api, name, beat);
+            let snapshot = snapshots.join(commit);
+            let get = |name: &str| download_unless_there(api, &snapshot, name, beat);
             return image_repo::describe(&names, get).map(|folder| folder.join(MODEL_INDEX));
         }
         for file in names
@@ -281,7 +284,14 @@ pub(super) fn shards(index: &str) -> Option<Vec<String>> {
     Some(shards)
 }
 
-fn listing(repo: &ApiRepo) -> Result<Vec<String>, Reason> {
+/// What a repository holds.
+struct Listing {
+    /// Its newest commit, in a form that a folder can have for a name.
+    commit: String,
+    names: Vec<String>,
+}
+
+fn listing(repo: &ApiRepo) -> Result<Listing, Reason> {
     let info = repo.info().map_err(|error| explain(&error))?;
     if info.siblings.len() > MAX_REPO_FILES {
         return Err(format!(
@@ -291,22 +301,26 @@ fn listing(repo: &ApiRepo) -> Result<Vec<String>, Reason> {
     }
     // The top folder and those in it, which also keeps names that would climb out of the cache away.
     let is_near = |name: &String| name.split('/').count() <= 2 && name.split('/').all(is_path_part);
-    Ok(info
-        .siblings
-        .into_iter()
-        .map(|sibling| sibling.rfilename)
-        .filter(is_near)
-        .collect())
+    if !is_path_part(&info.sha) {
+        return Err("the hub names an odd commit".to_owned());
+    }
+    let names = info.siblings.into_iter().map(|sibling| sibling.rfilename);
+    Ok(Listing {
+        commit: info.sha,
+        names: names.filter(is_near).collect(),
+    })
 }
 
 fn download_folder(
     repo: &ApiRepo,
+    snapshots: &Path,
     variant: WeightsVariant,
     beat: &Heartbeat,
 ) -> Result<PathBuf, Reason> {
-    let names = listing(repo)?;
+    let Listing { commit, names } = listing(repo)?;
     if names.iter().any(|name| name == MODEL_INDEX) {
-        let get = |name: &str| download(repo, name, beat);
+        let snapshot = snapshots.join(commit);
+        let get = |name: &str| download_unless_there(repo, &snapshot, name, beat);
         return image_repo::fetch(&names, variant, get);
     }
     if !names.iter().any(|name| name == "config.json") {
@@ -365,6 +379,20 @@ fn download(repo: &ApiRepo, file: &str, beat: &Heartbeat) -> Result<PathBuf, Rea
     };
     repo.download_with_progress(file, progress)
         .map_err(|error| format!("{file}: {}", explain(&error)))
+}
+
+/// A download that was cut off goes on with the file that it lost: an image model has many, and large ones.
+fn download_unless_there(
+    repo: &ApiRepo,
+    snapshot: &Path,
+    file: &str,
+    beat: &Heartbeat,
+) -> Result<PathBuf, Reason> {
+    let here = snapshot.join(file);
+    match here.is_file() {
+        true => Ok(here),
+        false => download(repo, file, beat),
+    }
 }
 
 fn explain(error: &ApiError) -> Reason {

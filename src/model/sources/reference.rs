@@ -4,9 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::super::diffusion::config::MODEL_INDEX;
-use super::super::manifest::{
-    Catalogue, ImageManifest, MAX_NAME_CHARS, Manifest, is_path_part,
-};
+use super::super::manifest::{Catalogue, ImageManifest, MAX_NAME_CHARS, Manifest, is_path_part};
 use super::bundled::{BUNDLED, BundledModel};
 
 /// A model, as the user named it.

@@ -94,8 +94,7 @@ fn unet(family: Family, traits: Traits) -> Value {
         Family::Sd1 | Family::Sd2 => {
             unet["block_out_channels"] = json!([320, 640, 1280, 1280]);
             unet["down_block_types"] = json!([attending, attending, attending, "DownBlock2D"]);
-            unet["up_block_types"] =
-                json!(["UpBlock2D", attending_up, attending_up, attending_up]);
+            unet["up_block_types"] = json!(["UpBlock2D", attending_up, attending_up, attending_up]);
         }
         Family::Xl => {
             unet["block_out_channels"] = json!([320, 640, 1280]);

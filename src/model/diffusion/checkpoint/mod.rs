@@ -158,7 +158,11 @@ mod tests {
     use crate::model::diffusion::config::StableDiffusionConfig;
 
     /// A file with this header and no tensors, whose folder is then written out.
-    fn check(header: Value, yaml: Option<&str>, look: impl Fn(&Checkpoint, &StableDiffusionConfig)) {
+    fn check(
+        header: Value,
+        yaml: Option<&str>,
+        look: impl Fn(&Checkpoint, &StableDiffusionConfig),
+    ) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.safetensors");
         let text = header.to_string();

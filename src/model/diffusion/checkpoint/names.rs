@@ -64,7 +64,11 @@ impl Layout {
     }
 
     /// Where a component's tensor is kept; `None` for a name that the original code has no part for.
-    pub(in crate::model::diffusion) fn stored(&self, component: &str, name: &str) -> Option<Stored> {
+    pub(in crate::model::diffusion) fn stored(
+        &self,
+        component: &str,
+        name: &str,
+    ) -> Option<Stored> {
         let prefix = self.prefix(component);
         let whole = |names: Vec<String>| Stored {
             names,
@@ -149,17 +153,47 @@ impl Layout {
             [half, "mid_block", "attentions", "0", ref rest @ ..] => {
                 format!("{half}.mid.attn_1.{}", vae_attention(rest)?)
             }
-            ["encoder", "down_blocks", level, "resnets", layer, ref rest @ ..] => {
+            [
+                "encoder",
+                "down_blocks",
+                level,
+                "resnets",
+                layer,
+                ref rest @ ..,
+            ] => {
                 format!("encoder.down.{level}.block.{layer}.{}", vae_resnet(rest))
             }
-            ["encoder", "down_blocks", level, "downsamplers", "0", "conv", end] => {
+            [
+                "encoder",
+                "down_blocks",
+                level,
+                "downsamplers",
+                "0",
+                "conv",
+                end,
+            ] => {
                 format!("encoder.down.{level}.downsample.conv.{end}")
             }
-            ["decoder", "up_blocks", level, "resnets", layer, ref rest @ ..] => {
+            [
+                "decoder",
+                "up_blocks",
+                level,
+                "resnets",
+                layer,
+                ref rest @ ..,
+            ] => {
                 let level = self.vae_level_up(level)?;
                 format!("decoder.up.{level}.block.{layer}.{}", vae_resnet(rest))
             }
-            ["decoder", "up_blocks", level, "upsamplers", "0", "conv", end] => {
+            [
+                "decoder",
+                "up_blocks",
+                level,
+                "upsamplers",
+                "0",
+                "conv",
+                end,
+            ] => {
                 let level = self.vae_level_up(level)?;
                 format!("decoder.up.{level}.upsample.conv.{end}")
             }
