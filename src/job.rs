@@ -232,6 +232,8 @@ pub struct ImageJob {
     pub negative_given: bool,
     /// How far the prediction is pushed away from `negative`'s; 1 or less switches guidance off.
     pub guidance_scale: f32,
+    /// So many layers fewer at the end of the text encoders than the model's own way; 0 is that way.
+    pub clip_skip: u32,
     /// Steps of the whole schedule, at least 1; see [`iterations`](Self::iterations).
     pub steps: u32,
     /// How the noise is taken away.

@@ -4,7 +4,6 @@
 //! cannot be used.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,9 +23,10 @@ use girandole::intake::{ImageDefaults, ImageIntake, Intake, TextDefaults, TextIn
 use girandole::kernels::candle_threads::set_candle_threads;
 use girandole::kernels::isa::Isa;
 use girandole::kernels::threads::set_compute_threads;
-use girandole::model::diffusion::loader::is_diffusers_folder;
+use girandole::model::diffusion::loader::ImageFiles;
+use girandole::model::diffusion::profile::limit_pass;
 use girandole::model::image_frontend::ImageFrontend;
-use girandole::model::manifest::{GenerationDefaults, Manifest, ModelFiles};
+use girandole::model::manifest::{self, GenerationDefaults, Manifest, ModelFiles};
 use girandole::model::scripted::{
     self, Script, ScriptedFrontend, ScriptedImageModel, ScriptedModel,
 };
@@ -153,8 +153,8 @@ fn read_keys(config: &Config) -> anyhow::Result<ApiKeys> {
 fn prepare(config: &ModelConfig, sources: &SourceSettings) -> anyhow::Result<PreparedModel> {
     match sources::fetch(&config.model, config.load_format, sources)? {
         ModelFiles::Scripted(path) => prepare_scripted(config, Script::read(&path)?),
-        files => match diffusers_folder(&files) {
-            Some((folder, dummy_seed)) => prepare_images(config, folder, dummy_seed),
+        files => match ImageFiles::of(&files) {
+            Some(files) => prepare_images(config, &files),
             None => prepare_text(config, &files),
         },
     }
@@ -200,29 +200,22 @@ fn prepare_scripted_images(config: &ModelConfig, script: Script) -> PreparedMode
     }
 }
 
-/// The folder of an image model, with the seed of its weights if they are random.
-fn diffusers_folder(files: &ModelFiles) -> Option<(&Path, Option<u64>)> {
-    let (folder, seed) = match files {
-        ModelFiles::Folder(folder) => (folder.as_path(), None),
-        ModelFiles::Dummy { config, seed } => (config.parent()?, Some(*seed)),
-        ModelFiles::Gguf(_) | ModelFiles::Scripted(_) => return None,
-    };
-    is_diffusers_folder(folder).then_some((folder, seed))
-}
-
-fn prepare_images(
-    config: &ModelConfig,
-    folder: &Path,
-    dummy_seed: Option<u64>,
-) -> anyhow::Result<PreparedModel> {
-    let assets = diffusion::loader::load_assets(folder, dummy_seed)?;
+fn prepare_images(config: &ModelConfig, files: &ImageFiles) -> anyhow::Result<PreparedModel> {
+    let assets = diffusion::loader::load_files(files)?;
     let (device, options) = (config.device, config.diffusion.clone());
+    let step_budget = config.engine.scheduler.step_budget;
     let neutral = ImageDefaults::default();
-    let (width, height) = assets.size;
-    let advice = match &config.model {
-        ModelRef::Bundled(model) => Some(*model),
-        _ => None,
+    let known = match &config.model {
+        ModelRef::Bundled(model) => manifest::ImageDefaults {
+            steps: Some(model.steps),
+            guidance_scale: Some(model.guidance_scale),
+            ..manifest::ImageDefaults::default()
+        },
+        ModelRef::KnownImage(manifest) => manifest.defaults.clone(),
+        _ => manifest::ImageDefaults::default(),
     };
+    let (width, height) = assets.size;
+    let (width, height) = (known.width.unwrap_or(width), known.height.unwrap_or(height));
     Ok(PreparedModel {
         intake: Intake::Image(ImageIntake {
             frontend: Arc::clone(&assets.frontend) as Arc<dyn ImageFrontend>,
@@ -232,12 +225,13 @@ fn prepare_images(
                 height,
                 steps: config
                     .default_steps
-                    .or(advice.map(|model| model.steps))
-                    .or(assets.steps)
+                    .or(known.steps)
+                    .or(assets.advice.steps)
                     .unwrap_or(neutral.steps),
                 guidance_scale: config
                     .default_guidance_scale
-                    .or(advice.map(|model| model.guidance_scale))
+                    .or(known.guidance_scale)
+                    .or(assets.advice.guidance_scale)
                     .unwrap_or(neutral.guidance_scale),
                 ..neutral
             }
@@ -245,7 +239,9 @@ fn prepare_images(
             limits: config.image_limits.clone(),
         }),
         build: Box::new(move || {
-            let model = diffusion::loader::build(&assets, device, &options)?;
+            let mut model = diffusion::loader::build(&assets, device, &options)?;
+            let clock = RealClock::start();
+            limit_pass(&mut model, assets.size, &options, step_budget, &clock)?;
             Ok(Box::new(model) as Box<dyn Model>)
         }),
     })
@@ -424,7 +420,9 @@ fn look_after_models(command: &ModelsCommand, config: &Config) -> anyhow::Result
         ModelsCommand::Pull(name) => {
             let model = ModelRef::parse(name, &config.catalogue)?;
             match sources::fetch(&model, LoadFormat::Auto, &config.sources)? {
-                ModelFiles::Gguf(path) | ModelFiles::Folder(path) => {
+                ModelFiles::Gguf(path)
+                | ModelFiles::Folder(path)
+                | ModelFiles::Checkpoint { file: path, .. } => {
                     say(&format!("{name} is in {}", path.display()))
                 }
                 ModelFiles::Dummy { .. } | ModelFiles::Scripted(_) => {
@@ -466,6 +464,16 @@ fn list_models(config: &Config) -> anyhow::Result<()> {
             "{:<28} {:<6} {megabytes:>6.0} MB  {place}",
             manifest.name,
             manifest.task.to_string()
+        ))?;
+    }
+    for manifest in config.catalogue.images() {
+        let place = match sources::locate_image(manifest, &config.sources) {
+            Some(path) => path.display().to_string(),
+            None => format!("not here; fetched from hf:{} when served", manifest.repo),
+        };
+        say(&format!(
+            "{:<28} {:<6} {:>9}  {place}",
+            manifest.name, "image", "?"
         ))?;
     }
     for model in &BUNDLED {

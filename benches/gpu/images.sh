@@ -67,13 +67,14 @@ load() {
   server=
 }
 
+# A shell's functions share their variables: these have names of their own.
 loads() {
-  name=$1 edge=$2 requests=$3
+  model=$1 side=$2 pictures=$3
   shift 3
-  echo "== loads: $name"
-  load "$name-one-by-one" 1 $((requests / 4)) "$edge" "$@" --batching continuous
-  load "$name-dynamic" 8 "$requests" "$edge" "$@" --batching dynamic
-  load "$name-continuous" 8 "$requests" "$edge" "$@" --batching continuous
+  echo "== loads: $model"
+  load "$model-one-by-one" 1 $((pictures / 4)) "$side" "$@" --batching continuous
+  load "$model-dynamic" 8 "$pictures" "$side" "$@" --batching dynamic
+  load "$model-continuous" 8 "$pictures" "$side" "$@" --batching continuous
 }
 
 if test -n "${SMOKE:-}"; then

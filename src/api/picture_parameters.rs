@@ -33,6 +33,8 @@ pub struct PictureParameters {
     pub karras: bool,
     /// 1 or less: no guidance.
     pub guidance_scale: f32,
+    /// Layers left out at the end of the text encoders.
+    pub clip_skip: u32,
     /// The share of fresh noise in DDIM's steps.
     pub eta: f64,
     /// The first picture's.
@@ -72,6 +74,7 @@ impl PictureParameters {
             sampler,
             karras: job.karras,
             guidance_scale: job.guidance_scale,
+            clip_skip: job.clip_skip,
             eta: job.eta,
             seed: job.seed,
             strength: job.source.as_ref().map(|source| source.strength),
@@ -123,6 +126,10 @@ impl PictureParameters {
         pairs.push(("Model", self.model.clone()));
         if let Some(strength) = self.strength {
             pairs.push(("Denoising strength", strength.to_string()));
+        }
+        if self.clip_skip > 0 {
+            // The web UI counts the last layer as 1.
+            pairs.push(("Clip skip", (self.clip_skip + 1).to_string()));
         }
         if self.eta > 0.0 {
             pairs.push(("Eta DDIM", self.eta.to_string()));
@@ -180,6 +187,7 @@ impl PictureParameters {
             sampler: "Euler a".to_owned(),
             karras: false,
             guidance_scale: 7.0,
+            clip_skip: 0,
             eta: 0.0,
             seed: 1,
             strength: None,
@@ -215,6 +223,7 @@ mod tests {
             karras: true,
             guidance_scale: 7.5,
             eta: 0.5,
+            clip_skip: 1,
             strength: Some(0.75),
             model: "scripted:a, b".to_owned(),
             ..PictureParameters::example()
@@ -224,7 +233,7 @@ mod tests {
             9,
             "two\nlines\nNegative prompt: blur\nSteps: 20, Sampler: Euler a, Schedule type: Karras, \
              CFG scale: 7.5, Seed: 9, Size: 512x768, Model: \"scripted:a, b\", \
-             Denoising strength: 0.75, Eta DDIM: 0.5",
+             Denoising strength: 0.75, Clip skip: 2, Eta DDIM: 0.5",
         );
     }
 }

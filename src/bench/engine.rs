@@ -3,7 +3,6 @@
 //!
 //! [`TextModel::step`]: crate::model::Model::step
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::driver::Driver;
@@ -20,7 +19,7 @@ use crate::kernels::isa::Isa;
 use crate::kernels::threads::compute_threads;
 use crate::model::ModelError;
 use crate::model::device::DeviceSpec;
-use crate::model::diffusion::loader::is_diffusers_folder;
+use crate::model::diffusion::loader::ImageFiles;
 use crate::model::loader::{self, TextAssets};
 use crate::model::manifest::ModelFiles;
 use crate::model::sources::{self, LoadFormat};
@@ -49,23 +48,13 @@ pub fn run(options: &EngineBench, config: &Config) -> Result<Report, BenchError>
         }
         files => files,
     };
-    match diffusers_folder(&files) {
-        Some((folder, dummy_seed)) => {
-            let report = pictures::run(options, model, folder, dummy_seed)?;
+    match ImageFiles::of(&files) {
+        Some(files) => {
+            let report = pictures::run(options, model, &files)?;
             Ok(Report::Pictures(Box::new(report)))
         }
         None => Ok(Report::Text(Box::new(run_text(options, model, &files)?))),
     }
-}
-
-/// The folder of an image model, with the seed of its weights if they are random.
-fn diffusers_folder(files: &ModelFiles) -> Option<(&Path, Option<u64>)> {
-    let (folder, seed) = match files {
-        ModelFiles::Folder(folder) => (folder.as_path(), None),
-        ModelFiles::Dummy { config, seed } => (config.parent()?, Some(*seed)),
-        ModelFiles::Gguf(_) | ModelFiles::Scripted(_) => return None,
-    };
-    is_diffusers_folder(folder).then_some((folder, seed))
 }
 
 fn run_text(

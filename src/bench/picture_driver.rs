@@ -90,6 +90,7 @@ impl PictureDriver {
             negative: None,
             negative_given: false,
             guidance_scale: 1.0,
+            clip_skip: 0,
             steps: self.steps,
             schedule,
             karras,

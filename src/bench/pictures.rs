@@ -3,7 +3,6 @@
 //!
 //! [`Model::step`]: crate::model::Model::step
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +24,8 @@ use crate::kernels::threads::compute_threads;
 use crate::model::ModelError;
 use crate::model::device::DeviceSpec;
 use crate::model::diffusion::config::StableDiffusionConfig;
-use crate::model::diffusion::loader::{self, DiffusionAssets};
-use crate::model::image_frontend::ImageFrontend;
+use crate::model::diffusion::loader::{self, DiffusionAssets, ImageFiles};
+use crate::model::image_frontend::{Guidance, ImageFrontend};
 use crate::model::sources::LoadFormat;
 use crate::time::RealClock;
 
@@ -37,7 +36,7 @@ const ROWS_ANYWAY: u32 = 8;
 /// Samples of a point that are expected to fit its time, or else it is left out: one to warm up, one that counts.
 const LEAST_SAMPLES: f64 = 2.0;
 
-/// Measures the model in `folder`, with as many slots as the largest level has rows.
+/// Measures the model, with as many slots as the largest level has rows.
 ///
 /// # Errors
 /// The model cannot be built or run, or a size is none of its own. Levels that do not fit are no errors; the
@@ -45,12 +44,11 @@ const LEAST_SAMPLES: f64 = 2.0;
 pub(super) fn run(
     options: &EngineBench,
     model: &ModelConfig,
-    folder: &Path,
-    dummy_seed: Option<u64>,
+    files: &ImageFiles,
 ) -> Result<PictureReport, BenchError> {
     let machine = Machine::here();
     let clock = RealClock::start();
-    let assets = loader::load_assets(folder, dummy_seed)?;
+    let assets = loader::load_files(files)?;
     let sizes = sizes(options, &assets)?;
     let pixels = |(width, height): &(u32, u32)| width.saturating_mul(*height);
     let mut settings = model.diffusion.clone();
@@ -72,9 +70,9 @@ pub(super) fn run(
         driver: PictureDriver::new(diffusion_model, frontend, options.seed, STEPS),
         options,
         // Other families' shapes are not counted.
-        shape: StableDiffusionConfig::read(folder).ok(),
+        shape: StableDiffusionConfig::read(&files.folder).ok(),
         float_operations_per_second,
-        rows_per_picture: 1 + u32::from(assets.frontend.takes_negative_prompt()),
+        rows_per_picture: 1 + u32::from(assets.frontend.guidance() == Guidance::Classifier),
         clock,
     };
     let text = bench.text(sizes[0])?;

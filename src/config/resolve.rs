@@ -16,7 +16,7 @@ use crate::model::device::FloatType;
 use crate::model::diffusion::DiffusionOptions;
 use crate::model::manifest::{Catalogue, is_model_name};
 use crate::model::sources::{
-    HubSettings, LoadFormat, ModelRef, SourceSettings, default_cache_folder,
+    HubSettings, LoadFormat, ModelRef, SourceSettings, WeightsVariant, default_cache_folder,
 };
 use crate::model::text::options::TextOptions;
 use crate::scheduler::{Batching, SchedulerConfig};
@@ -103,6 +103,13 @@ fn sources(
             .ok_or(ConfigError::NoCacheFolder)?,
         models_folder: models_dir.unwrap_or_else(|| PathBuf::from("models")),
         offline: values.switch("offline")?,
+        variant: values.choice(
+            "weights_variant",
+            &[
+                ("full", WeightsVariant::Full),
+                ("fp16", WeightsVariant::Half),
+            ],
+        )?,
         hub: HubSettings::from_environment(&variable),
     })
 }
@@ -280,6 +287,12 @@ fn resolve_model(
             decode_memory_bytes: values.number("decode_memory_bytes", 1 << 20..=1 << 40)?,
             max_image_pixels: values.number("max_image_pixels", 1..=MAX_IMAGE_PIXELS)?,
             prompt_cache_bytes: values.number("prompt_cache_bytes", 0..=1 << 40)?,
+            max_rows_per_pass: match values.text("max_rows_per_pass") {
+                Some("auto") => None,
+                _ => Some(values.number("max_rows_per_pass", 1..=MAX_ROWS)?),
+            },
+            preview_decoder: values.path("preview_decoder"),
+            deterministic: values.switch("deterministic")?,
         },
         default_steps: values
             .optional_number("default_steps", 1..=u64::from(image_limits.max_steps))?,

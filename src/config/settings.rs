@@ -126,6 +126,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Memory for decoding one picture; larger ones are decoded in tiles").per_model(),
     one(MODELS, "prompt_cache_bytes", "BYTES", "67108864",
         "Memory for what an image model's text encoders made of prompts read lately").per_model(),
+    one(MODELS, "preview_decoder", "FOLDER", "",
+        "A small decoder (AutoencoderTiny, such as TAESD) that shows pictures while they are drawn [default: a \
+         linear map]").per_model(),
+    switch(MODELS, "deterministic",
+        "Pictures have the same bits whatever their company, also on a GPU, where it costs speed; on the CPU \
+         they always have").per_model(),
     one(MODELS, "compute_threads", "COUNT", "",
         "Threads for the models' arithmetic [default: the cores that the process may use, less one for \
          HTTP if they are three or more]"),
@@ -140,6 +146,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         "How long an idle engine waits for a batch to fill").per_model(),
     one(BATCHING, "step_budget_ms", "MS", "100",
         "How long a step may take: long prompts are cut to fit").per_model(),
+    one(BATCHING, "max_rows_per_pass", "auto|ROWS", "auto",
+        "Pictures of the model's own size in one denoising step, guided ones counting twice; more take turns. \
+         auto: measured at start").per_model(),
     one(BATCHING, "max_queued_requests", "ROWS", "256",
         "Rows that may wait; more are refused with 429").per_model(),
     one(BATCHING, "max_queued_tokens", "TOKENS", "262144",
@@ -202,9 +211,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Alternatives reported for each token").per_model(),
     one(LIMITS, "max_temperature", "NUMBER", "2", "The highest temperature").per_model(),
     one(LIMITS, "default_steps", "COUNT", "",
-        "Denoising steps of a request that does not say [default: 20]").per_model(),
+        "Denoising steps of a request that does not say [default: what the model's kind needs, else 20]").per_model(),
     one(LIMITS, "default_guidance_scale", "NUMBER", "",
-        "Guidance of a request that does not say; 1 or less switches it off [default: 7.5]").per_model(),
+        "Guidance of a request that does not say; 1 or less switches it off [default: what the model's \
+         kind needs, else 7.5]").per_model(),
     one(LIMITS, "max_images", "COUNT", "10", "Pictures of one request").per_model(),
     one(LIMITS, "max_image_pixels", "PIXELS", "1048576",
         "Width times height of a picture to be drawn").per_model(),
@@ -222,6 +232,8 @@ pub(super) const SETTINGS: &[Setting] = &[
          given with --config, if it exists]"),
     one(SOURCES, "cache_dir", "FOLDER", "",
         "Where fetched models are kept [default: girandole in XDG_CACHE_HOME or ~/.cache]"),
+    one(SOURCES, "weights_variant", "full|fp16", "full",
+        "Which weights of an image model are fetched from the hub where there is a choice"),
     switch(SOURCES, "offline", "Use models that are on this machine only"),
 
     one(PROGRAM, "config", "FILE", "",

@@ -65,7 +65,8 @@ pub fn unthreaded(
 
 impl Engine {
     pub(super) fn new(shared: Arc<Shared>, config: &EngineConfig, model: Box<dyn Model>) -> Self {
-        let scheduler = Scheduler::new(config.scheduler.clone(), model.capacity());
+        let scheduler = Scheduler::new(config.scheduler.clone(), model.capacity())
+            .with_pass_work(model.pass_work());
         let engine = Engine {
             rows: vec![None; scheduler.capacity().slots as usize],
             shared,

@@ -40,7 +40,8 @@ impl Fields {
         }
     }
 
-    fn full_name(&self, name: &str) -> String {
+    /// What errors call a field.
+    pub fn full_name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 

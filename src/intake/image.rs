@@ -14,7 +14,7 @@ pub use draft::{FieldNames, ImageDraft, PreviewDraft};
 
 use super::{Invalid, InvalidKind};
 use crate::job::{ImageJob, Previews, PromptTokens, ScheduleName, SourceImage};
-use crate::model::image_frontend::ImageFrontend;
+use crate::model::image_frontend::{Guidance, ImageFrontend};
 use crate::picture::{Mask, Picture};
 
 /// How far a request may go, each with the name it has in the configuration.
@@ -149,6 +149,13 @@ impl ImageIntake {
             self.defaults.guidance_scale.into(),
             (self.limits.max_guidance_scale.into(), "max_guidance_scale"),
         )? as f32;
+        let guidance_scale = self.usable_guidance(&draft, guidance_scale)?;
+        let clip_skip = whole_between(
+            "clip_skip",
+            draft.clip_skip,
+            0,
+            (0, self.frontend.max_clip_skip(), ""),
+        )?;
         let eta = number_between("eta", draft.eta, 0.0, (1.0, ""))?;
         let wanted = draft
             .schedule
@@ -168,7 +175,7 @@ impl ImageIntake {
         let (width, height) = self.size(&draft, given.as_ref())?;
         let source = given.map(|given| given.scaled(width, height));
         let prompt = self.tokens("prompt", &draft.prompt)?;
-        let contrasts = self.frontend.takes_negative_prompt();
+        let contrasts = self.frontend.guidance() == Guidance::Classifier;
         let negative = match guidance_scale > 1.0 && contrasts {
             true => {
                 let text = draft.negative_prompt.as_deref().unwrap_or_default();
@@ -197,6 +204,7 @@ impl ImageIntake {
             negative,
             negative_given: draft.negative_prompt.is_some(),
             guidance_scale,
+            clip_skip,
             steps,
             schedule,
             karras: draft.karras.unwrap_or(spaced),
@@ -316,6 +324,20 @@ impl ImageIntake {
             mask: mask.map(Arc::new),
             strength,
         }))
+    }
+
+    /// The scale, unless the model has no use for one: then it is off, and nobody may ask for another.
+    fn usable_guidance(&self, draft: &ImageDraft, scale: f32) -> Result<f32, Invalid> {
+        match (self.frontend.guidance(), draft.guidance_scale) {
+            (Guidance::Classifier | Guidance::Embedded, _) => Ok(scale),
+            (Guidance::None, Some(asked)) if asked > 1.0 => {
+                let message = format!(
+                    "is {asked}; this model's guidance is built in, so it must be 1 or less, or left out"
+                );
+                Err(Invalid::value(draft.names.guidance_scale, message))
+            }
+            (Guidance::None, _) => Ok(scale.min(1.0)),
+        }
     }
 
     fn tokens(&self, field: &str, text: &str) -> Result<Arc<[PromptTokens]>, Invalid> {

@@ -3,6 +3,17 @@
 
 use crate::job::{ImageJob, PromptTokens, ScheduleName};
 
+/// What a model makes of `guidance_scale`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guidance {
+    /// It predicts twice, with and without the prompt; a negative prompt stands in for none.
+    Classifier,
+    /// It takes the scale as an input and predicts once.
+    Embedded,
+    /// Nothing: it was distilled with its guidance inside.
+    None,
+}
+
 /// See the module. Errors are lines for the client, without the name of the field.
 pub trait ImageFrontend: Send + Sync {
     /// A prompt as the model's text encoders read it, one entry for each. Weights such as `(word:1.3)`
@@ -12,10 +23,15 @@ pub trait ImageFrontend: Send + Sync {
     /// It takes more chunks than `max_chunks`.
     fn tokenize(&self, prompt: &str, max_chunks: usize) -> Result<Vec<PromptTokens>, String>;
 
-    /// Whether guidance pushes the picture away from a negative prompt, which takes a second row. If not, the
-    /// scale is an input of the network, or it needs none.
-    fn takes_negative_prompt(&self) -> bool {
-        true
+    /// What the model makes of `guidance_scale`.
+    fn guidance(&self) -> Guidance {
+        Guidance::Classifier
+    }
+
+    /// The most layers that may be left out at the end of the text encoders; see
+    /// [`ImageJob::clip_skip`].
+    fn max_clip_skip(&self) -> u32 {
+        0
     }
 
     /// The noise schedule of this name, with whether its levels are spaced as Karras et al. do where the

@@ -95,6 +95,10 @@ pub fn load_assets(files: &ModelFiles) -> Result<TextAssets, ModelError> {
         ModelFiles::Gguf(path) => gguf_assets(path),
         ModelFiles::Folder(folder) => folder_assets(folder),
         ModelFiles::Dummy { config, seed } => dummy_assets(config, *seed),
+        ModelFiles::Checkpoint { file, .. } => Err(ModelError::Load(format!(
+            "{} is a checkpoint of an image model",
+            file.display()
+        ))),
         ModelFiles::Scripted(path) => Err(ModelError::Load(format!(
             "{} is a script, not a text model",
             path.display()

@@ -24,6 +24,13 @@ pub enum ModelFiles {
         /// Seed of the weights.
         seed: u64,
     },
+    /// An image model in one file of safetensors.
+    Checkpoint {
+        /// The file.
+        file: PathBuf,
+        /// A folder in diffusers' layout with everything but its weights.
+        folder: PathBuf,
+    },
     /// A script for the scripted model.
     Scripted(PathBuf),
 }
@@ -34,12 +41,15 @@ pub enum ModelFiles {
 pub enum Task {
     /// Continues a text.
     Text,
+    /// Draws pictures.
+    Image,
 }
 
 impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Task::Text => "text",
+            Task::Image => "image",
         })
     }
 }
@@ -70,6 +80,43 @@ pub struct Manifest {
     pub defaults: GenerationDefaults,
     /// Where it may be had, in the order to try.
     pub sources: Vec<Source>,
+}
+
+/// An image model, as its TOML file describes it: a repository of the hub in diffusers' layout.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageManifest {
+    /// What requests call it.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// What it does.
+    pub task: Task,
+    /// The family of its networks, for people: its files decide.
+    pub architecture: String,
+    /// Its licence, as an SPDX expression.
+    pub license: String,
+    /// `owner/name`.
+    pub repo: String,
+    /// Branch, tag or commit.
+    pub revision: String,
+    /// Settings of a request that does not give its own.
+    #[serde(default)]
+    pub defaults: ImageDefaults,
+}
+
+/// Settings of a picture that a model's makers recommend.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageDefaults {
+    /// Denoising steps.
+    pub steps: Option<u32>,
+    /// See [`ImageJob::guidance_scale`](crate::job::ImageJob::guidance_scale).
+    pub guidance_scale: Option<f32>,
+    /// In pixels.
+    pub width: Option<u32>,
+    /// In pixels.
+    pub height: Option<u32>,
 }
 
 /// A file that can be told from any other.
@@ -207,6 +254,53 @@ impl Manifest {
     }
 }
 
+impl ImageManifest {
+    /// Reads and checks one manifest. `origin` names it in errors.
+    ///
+    /// # Errors
+    /// [`ManifestError::Parse`].
+    pub fn parse(text: &str, origin: &str) -> Result<Self, ManifestError> {
+        let wrong = |message: String| ManifestError::Parse {
+            origin: origin.to_owned(),
+            message,
+        };
+        let manifest: ImageManifest =
+            toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        if !is_model_name(&manifest.name) {
+            return Err(wrong(format!(
+                "name {:?} is not 1 to {MAX_NAME_CHARS} of a-z, 0-9, '.', '_' and '-'",
+                manifest.name
+            )));
+        }
+        let is_path = |text: &str| text.split('/').all(is_path_part);
+        if manifest.repo.split('/').count() != 2 || !is_path(&manifest.repo) {
+            return Err(wrong(format!("repo {:?} is not owner/name", manifest.repo)));
+        }
+        if !is_path(&manifest.revision) {
+            return Err(wrong(format!(
+                "revision {:?} is no branch, tag or commit",
+                manifest.revision
+            )));
+        }
+        Ok(manifest)
+    }
+}
+
+/// Parts of hub paths become parts of file paths: nothing may climb out of the cache.
+pub(super) fn is_path_part(part: &str) -> bool {
+    !part.is_empty()
+        && !part.starts_with('.')
+        && part
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'+'))
+}
+
+/// What a manifest is for: read first, since it decides how the rest is read.
+#[derive(Deserialize)]
+struct TaskOnly {
+    task: Task,
+}
+
 /// The longest name a model may have.
 pub const MAX_NAME_CHARS: usize = 64;
 
@@ -233,10 +327,32 @@ const BUNDLED: &[(&str, &str)] = &[(
     include_str!("../../models/smollm2-135m-instruct.toml"),
 )];
 
+/// Likewise of image models.
+const BUNDLED_IMAGES: &[(&str, &str)] = &[
+    (
+        "lcm-dreamshaper-v7.toml",
+        include_str!("../../models/lcm-dreamshaper-v7.toml"),
+    ),
+    ("sd-turbo.toml", include_str!("../../models/sd-turbo.toml")),
+    (
+        "sdxl-base-1.0.toml",
+        include_str!("../../models/sdxl-base-1.0.toml"),
+    ),
+    (
+        "sdxl-turbo.toml",
+        include_str!("../../models/sdxl-turbo.toml"),
+    ),
+    (
+        "stable-diffusion-v1-5.toml",
+        include_str!("../../models/stable-diffusion-v1-5.toml"),
+    ),
+];
+
 /// Every model known by name.
 #[derive(Clone, Debug, Default)]
 pub struct Catalogue {
     manifests: BTreeMap<String, Manifest>,
+    images: BTreeMap<String, ImageManifest>,
 }
 
 impl Catalogue {
@@ -246,8 +362,8 @@ impl Catalogue {
     /// See [`ManifestError`].
     pub fn load(folder: Option<&Path>) -> Result<Self, ManifestError> {
         let mut catalogue = Catalogue::default();
-        for (origin, text) in BUNDLED {
-            catalogue.insert(Manifest::parse(text, origin)?);
+        for (origin, text) in BUNDLED.iter().chain(BUNDLED_IMAGES) {
+            catalogue.read(text, origin)?;
         }
         if let Some(folder) = folder {
             catalogue.load_folder(folder)?;
@@ -268,22 +384,47 @@ impl Catalogue {
                 .is_some_and(|extension| extension == "toml")
             {
                 let text = std::fs::read_to_string(&path).map_err(unreadable(&path))?;
-                self.insert(Manifest::parse(&text, &path.display().to_string())?);
+                self.read(&text, &path.display().to_string())?;
             }
         }
         Ok(())
     }
 
-    fn insert(&mut self, manifest: Manifest) {
-        self.manifests.insert(manifest.name.clone(), manifest);
+    /// Takes a manifest in, in place of any other of its name.
+    fn read(&mut self, text: &str, origin: &str) -> Result<(), ManifestError> {
+        // What is wrong is said by the reader of the whole.
+        let task = toml::from_str::<TaskOnly>(text).map_or(Task::Text, |manifest| manifest.task);
+        match task {
+            Task::Text => {
+                let manifest = Manifest::parse(text, origin)?;
+                self.images.remove(&manifest.name);
+                self.manifests.insert(manifest.name.clone(), manifest);
+            }
+            Task::Image => {
+                let manifest = ImageManifest::parse(text, origin)?;
+                self.manifests.remove(&manifest.name);
+                self.images.insert(manifest.name.clone(), manifest);
+            }
+        }
+        Ok(())
     }
 
-    /// The model of this name.
+    /// The image model of this name.
+    pub fn image(&self, name: &str) -> Option<&ImageManifest> {
+        self.images.get(name)
+    }
+
+    /// All image models, by name.
+    pub fn images(&self) -> impl Iterator<Item = &ImageManifest> {
+        self.images.values()
+    }
+
+    /// The text model of this name.
     pub fn get(&self, name: &str) -> Option<&Manifest> {
         self.manifests.get(name)
     }
 
-    /// All of them, by name.
+    /// All text models, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Manifest> {
         self.manifests.values()
     }
@@ -299,7 +440,32 @@ mod tests {
             let manifest = Manifest::parse(text, file).unwrap();
             assert_eq!(format!("{}.toml", manifest.name), *file);
         }
-        assert_eq!(Catalogue::load(None).unwrap().iter().count(), BUNDLED.len());
+        for (file, text) in BUNDLED_IMAGES {
+            let manifest = ImageManifest::parse(text, file).unwrap();
+            assert_eq!(format!("{}.toml", manifest.name), *file);
+            assert_eq!(manifest.task, Task::Image);
+        }
+        let catalogue = Catalogue::load(None).unwrap();
+        assert_eq!(catalogue.iter().count(), BUNDLED.len());
+        assert_eq!(catalogue.images().count(), BUNDLED_IMAGES.len());
+    }
+
+    #[test]
+    fn a_wrong_image_manifest_is_refused_by_name() {
+        let good = BUNDLED_IMAGES[1].1;
+        for (from, to, expected) in [
+            ("repo = \"stabilityai/", "repo = \"../", "repo"),
+            ("revision = \"main\"", "revision = \"..\"", "revision"),
+            ("name = \"sd-turbo\"", "name = \"SD Turbo\"", "name"),
+            ("steps", "step", "step"),
+        ] {
+            let text = good.replacen(from, to, 1);
+            assert_ne!(text, good, "{from} is not in the manifest");
+            let mut catalogue = Catalogue::default();
+            let error = catalogue.read(&text, "x.toml").unwrap_err().to_string();
+            assert!(error.contains("x.toml"), "{error}");
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

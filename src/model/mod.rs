@@ -25,6 +25,11 @@ pub trait Model {
     /// How many rows, and how much memory, it can hold at once.
     fn capacity(&self) -> Capacity;
 
+    /// Units of `Iterate` work that a pass should have at most; rows beyond take turns.
+    fn pass_work(&self) -> u32 {
+        u32::MAX
+    }
+
     /// With which rows a fresh row of this job may share its first pass.
     fn key(&self, job: &Job) -> BatchKey;
 

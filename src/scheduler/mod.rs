@@ -102,6 +102,8 @@ pub struct Scheduler {
     /// By slot.
     running: Vec<Option<Running>>,
     ledger: Ledger,
+    /// Units of `Iterate` work that a pass may have; `u32::MAX` for any.
+    pass_work: u32,
     costs: CostModel,
     forecast: Option<Forecast>,
     pass: Option<Pass>,
@@ -123,6 +125,7 @@ impl Scheduler {
             waiting: WaitingQueue::default(),
             running: (0..capacity.slots).map(|_| None).collect(),
             ledger: Ledger::new(capacity),
+            pass_work: u32::MAX,
             costs: CostModel::default(),
             forecast: None,
             pass: None,
@@ -131,6 +134,14 @@ impl Scheduler {
             step: 0,
             next_ticket: 0,
         }
+    }
+
+    /// The same, whose passes have at most so many units of `Iterate` work, or a single row: rows beyond take
+    /// turns.
+    #[must_use]
+    pub fn with_pass_work(mut self, units: u32) -> Self {
+        self.pass_work = units;
+        self
     }
 
     // Getters.
@@ -241,7 +252,7 @@ impl Scheduler {
         }
         for planned in ran {
             if let Some(row) = &mut self.running[planned.slot.index()] {
-                row.advance(planned);
+                row.advance(planned, self.step);
             }
         }
         for result in results {
@@ -315,6 +326,7 @@ impl Scheduler {
                 phase: Phase::Begin,
                 begin_done: 0,
                 iterations: 0,
+                last_step: 0,
             });
             admitted.push(Admission { row, slot });
         }
@@ -341,13 +353,22 @@ impl Scheduler {
         first.map(planned).into_iter().collect()
     }
 
-    /// Iterating rows all take part; `Begin` work, first admitted first, fills the time that they leave.
+    /// Iterating rows all take part, or as many as a pass may have; `Begin` work, first admitted first, fills the time that they leave.
     fn plan_steps(&self, key: BatchKey) -> Vec<PlannedRow> {
         let of_phase = |phase| {
             self.running_rows_with_slot()
                 .filter(move |(_, row)| row.key == key && row.phase == phase)
         };
-        let mut run: Vec<PlannedRow> = of_phase(Phase::Iterate).map(planned).collect();
+        let iterating = of_phase(Phase::Iterate);
+        let mut run: Vec<PlannedRow> = match self.pass_work {
+            u32::MAX => iterating.map(planned).collect(),
+            limit => turns::rotate(
+                iterating
+                    .map(|(slot, row)| (row.stepper(), planned((slot, row))))
+                    .collect(),
+                limit,
+            ),
+        };
         self.plan_begin_work(of_phase(Phase::Begin).collect(), &mut run);
         run
     }

@@ -4,7 +4,7 @@ use crate::batch::{BatchKey, Phase, PlannedRow, RowCost};
 use crate::job::RowId;
 use crate::time::Time;
 
-use super::turns::Group;
+use super::turns::{Group, Stepper};
 
 /// A row that has a slot.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct Running {
     pub(crate) phase: Phase,
     pub(crate) begin_done: u32,
     pub(crate) iterations: u32,
+    /// The step in which it last took part in a pass.
+    pub(crate) last_step: u64,
 }
 
 impl Running {
@@ -26,6 +28,15 @@ impl Running {
         match self.phase {
             Phase::Begin | Phase::Iterate => Group::Stepping(self.key),
             Phase::Finish => Group::Finishing,
+        }
+    }
+
+    /// Its claim to a place in its group's pass.
+    pub(crate) fn stepper(&self) -> Stepper {
+        Stepper {
+            last_step: self.last_step,
+            ticket: self.ticket,
+            work: self.work(),
         }
     }
 
@@ -55,8 +66,9 @@ impl Running {
         }
     }
 
-    /// Counts what a pass did for the row and moves it to its next phase.
-    pub(crate) fn advance(&mut self, planned: &PlannedRow) {
+    /// Counts what the pass of step number `step` did for the row and moves it to its next phase.
+    pub(crate) fn advance(&mut self, planned: &PlannedRow, step: u64) {
+        self.last_step = step;
         match planned.phase {
             Phase::Begin => {
                 self.begin_done += planned.work;

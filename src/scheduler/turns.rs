@@ -68,6 +68,36 @@ impl Turns {
     }
 }
 
+/// A row of a group that could iterate now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Stepper {
+    /// The step in which it last took part in a pass.
+    pub(crate) last_step: u64,
+    /// Order of admission.
+    pub(crate) ticket: u64,
+    /// Units of its next step.
+    pub(crate) work: u32,
+}
+
+/// Of a group's rows, those that take part in a pass of at most `limit` units. Whoever has gone without a pass for
+/// longest comes first, so that all move on at one pace; nobody overtakes a row that does not fit, and one takes
+/// part whatever it needs.
+pub(crate) fn rotate<T>(mut rows: Vec<(Stepper, T)>, limit: u32) -> Vec<T> {
+    rows.sort_unstable_by_key(|(row, _)| *row);
+    let mut left = limit;
+    let mut taken = 0;
+    for (row, _) in &rows {
+        match left.checked_sub(row.work) {
+            Some(rest) => left = rest,
+            None if taken == 0 => left = 0,
+            None => break,
+        }
+        taken += 1;
+    }
+    rows.truncate(taken);
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +140,34 @@ mod tests {
     #[test]
     fn who_comes_and_goes_gains_nothing() {
         check(&["ab", "abc", "ab", "abc", "ab", "abc"], "ababab");
+    }
+
+    /// Who steps in each pass, of rows of this work, where a pass has room for `limit`.
+    fn check_rotation(work: &[u32], limit: u32, wanted: &[&[usize]]) {
+        let mut last = vec![0; work.len()];
+        for (step, wanted) in (1..).zip(wanted) {
+            let rows = (0..work.len()).map(|row| {
+                let stepper = Stepper {
+                    last_step: last[row],
+                    ticket: row as u64,
+                    work: work[row],
+                };
+                (stepper, row)
+            });
+            let taken = rotate(rows.collect(), limit);
+            assert_eq!(taken, *wanted, "pass {step}");
+            taken.iter().for_each(|row| last[*row] = step);
+        }
+    }
+
+    #[test]
+    fn rows_beyond_a_passes_work_take_turns() {
+        check_rotation(&[1; 3], 4, &[&[0, 1, 2], &[0, 1, 2]]);
+        check_rotation(&[1; 5], 2, &[&[0, 1], &[2, 3], &[4, 0], &[1, 2], &[3, 4]]);
+        // A guided row waits for its place and is not overtaken.
+        check_rotation(&[1, 2, 1], 2, &[&[0], &[1], &[2, 0], &[1]]);
+        // One that is too large for any pass has one to itself.
+        check_rotation(&[9, 1], 2, &[&[0], &[1], &[0]]);
     }
 
     #[test]

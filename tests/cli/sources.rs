@@ -164,6 +164,127 @@ fn a_repository_is_fetched_once_with_what_a_model_needs() {
 }
 
 #[test]
+fn a_repository_of_an_image_model_is_fetched_with_what_its_index_names() {
+    let index = br#"{"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "text_encoder_2": [null, null]}"#;
+    let shards = br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+    let wanted: &[(&str, &[u8])] = &[
+        ("model_index.json", index),
+        ("scheduler/scheduler_config.json", b"{}"),
+        ("text_encoder/config.json", b"{}"),
+        ("text_encoder/model.safetensors", b"text"),
+        ("tokenizer/vocab.json", b"{}"),
+        ("tokenizer/merges.txt", b"merges"),
+        ("unet/config.json", b"{}"),
+        (
+            "unet/diffusion_pytorch_model.safetensors.index.json",
+            shards,
+        ),
+        ("unet/1.safetensors", b"one"),
+        ("unet/2.safetensors", b"two"),
+        ("vae/config.json", b"{}"),
+        // In one precision only.
+        ("vae/diffusion_pytorch_model.fp16.safetensors", b"half"),
+    ];
+    let others: &[(&str, &[u8])] = &[
+        ("README.md", b"not needed"),
+        ("all-in-one.safetensors", b"not needed"),
+        ("safety_checker/model.safetensors", b"not needed"),
+        ("text_encoder/pytorch_model.bin", b"not wanted"),
+        (
+            "text_encoder/model.fp16.safetensors",
+            b"the other precision",
+        ),
+        (
+            "text_encoder_2/model.safetensors",
+            b"the index says there is none",
+        ),
+        ("unet/onnx/weights.pb", b"too deep"),
+    ];
+    let sandbox = Sandbox::new();
+    let hub = Hub::serving_files(&[wanted, others].concat());
+    let run = |line: &str| {
+        let mut command = sandbox.command(line);
+        Ended::from(command.env("HF_ENDPOINT", hub.endpoint()).output().unwrap())
+    };
+    run("models pull hf:o/r").expect(0, &[]);
+    let snapshot = sandbox.path("home/.cache/huggingface/hub/models--o--r/snapshots/abc");
+    let read = |name: &str| std::fs::read(snapshot.join(name)).ok();
+    for (name, content) in wanted {
+        assert_eq!(read(name).as_deref(), Some(*content), "{name}");
+    }
+    for (name, _) in others {
+        assert_eq!(read(name), None, "{name}");
+    }
+    // The index first.
+    let first = hub
+        .heads()
+        .iter()
+        .find(|head| head.contains("/resolve/"))
+        .cloned();
+    assert!(first.unwrap().contains("model_index.json"));
+    let asked = hub.heads().len();
+    run("models pull hf:o/r").expect(0, &[]);
+    assert_eq!(
+        hub.heads().len(),
+        asked,
+        "the second time everything is here"
+    );
+
+    // A download that was cut off goes on where it was.
+    std::fs::remove_file(snapshot.join("unet/2.safetensors")).unwrap();
+    sandbox
+        .run("models pull hf:o/r --offline")
+        .expect(1, &["not whole", "offline"]);
+    run("models pull hf:o/r").expect(0, &[]);
+    assert_eq!(read("unet/2.safetensors").as_deref(), Some(&b"two"[..]));
+    let again: Vec<String> = hub.heads().split_off(asked);
+    let weights = again.iter().filter(|head| head.contains("1.safetensors"));
+    assert_eq!(weights.count(), 0, "{again:?}");
+
+    let half = Sandbox::new();
+    let mut command = half.command("models pull hf:o/r --weights-variant fp16");
+    let ended = command.env("HF_ENDPOINT", hub.endpoint()).output().unwrap();
+    Ended::from(ended).expect(0, &[]);
+    let snapshot = half.path("home/.cache/huggingface/hub/models--o--r/snapshots/abc");
+    assert!(
+        snapshot
+            .join("text_encoder/model.fp16.safetensors")
+            .is_file()
+    );
+    assert!(!snapshot.join("text_encoder/model.safetensors").exists());
+}
+
+#[test]
+fn a_repository_without_safetensors_is_refused_by_component() {
+    let index = br#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}"#;
+    let sandbox = Sandbox::new();
+    let hub = Hub::serving_files(&[
+        ("model_index.json", index),
+        ("unet/config.json", b"{}"),
+        ("unet/diffusion_pytorch_model.bin", b"a pickle"),
+    ]);
+    let mut command = sandbox.command("models pull hf:o/r");
+    let ended = command.env("HF_ENDPOINT", hub.endpoint()).output().unwrap();
+    Ended::from(ended).expect(1, &["unet has no safetensors"]);
+}
+
+#[test]
+fn image_models_are_known_by_name() {
+    let sandbox = Sandbox::new();
+    sandbox
+        .run("models pull sd-turbo --offline")
+        .expect(1, &["stabilityai/sd-turbo", "offline"]);
+    let listed = sandbox.run("models list");
+    listed.expect(0, &[]);
+    for name in ["sd-turbo", "sdxl-base-1.0", "stable-diffusion-v1-5"] {
+        assert!(listed.stdout.contains(name), "{}", listed.stdout);
+    }
+}
+
+#[test]
 fn a_repository_of_gguf_files_asks_for_a_choice() {
     let sandbox = Sandbox::new();
     let hub = Hub::serving_files(&[("a.gguf", b"a"), ("b.gguf", b"b")]);

@@ -11,12 +11,12 @@ use girandole::model::diffusion::flow::{
     FlowConfig, FlowDenoiser, FlowPrompts, TransformerConfig, is_flow_pipeline,
 };
 use girandole::model::diffusion::frontend::{DiffusionFrontend, PromptReader};
-use girandole::model::diffusion::loader::{Guidance, load_assets};
+use girandole::model::diffusion::loader::load_assets;
 use girandole::model::diffusion::schedule::{NoiseSchedule, ScheduleConfig, ScheduleOptions};
 use girandole::model::diffusion::stable_diffusion::WeightsFrom;
 use girandole::model::diffusion::vae::{DEFAULT_MEMORY_LIMIT, Vae};
 use girandole::model::diffusion::weights::Weights;
-use girandole::model::image_frontend::ImageFrontend;
+use girandole::model::image_frontend::{Guidance, ImageFrontend};
 use serde_json::Value;
 
 const MODELS: [&str; 2] = ["flux-tiny", "sd3-tiny"];
@@ -93,6 +93,7 @@ fn job(guidance_scale: f32) -> ImageJob {
         negative: None,
         negative_given: false,
         guidance_scale,
+        clip_skip: 0,
         steps: 4,
         schedule: ScheduleName::FlowMatchEuler,
         karras: false,
@@ -189,14 +190,12 @@ fn flows_are_known_by_their_class() {
         assert_eq!(config.transformer.latent_channels(), 16);
         let assets = load_assets(&folder, None).expect(name);
         assert_eq!(assets.size_factor, 8, "two latent pixels of four");
-        let (size, steps, guidance) = match name {
-            "flux-tiny" => (512, Some(4), Guidance::Embedded),
-            _ => (32, None, Guidance::Classifier),
+        let (size, guidance) = match name {
+            "flux-tiny" => (512, Guidance::None),
+            _ => (32, Guidance::Classifier),
         };
-        assert_eq!((assets.size, assets.steps), ((size, size), steps));
-        assert_eq!(assets.guidance, guidance);
-        let contrasts = guidance == Guidance::Classifier;
-        assert_eq!(assets.frontend.takes_negative_prompt(), contrasts);
+        assert_eq!(assets.size, (size, size));
+        assert_eq!(assets.frontend.guidance(), guidance);
     }
 }
 

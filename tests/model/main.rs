@@ -3,6 +3,7 @@
 
 mod company;
 mod decoding;
+mod diffusion_advice;
 mod diffusion_flow;
 mod diffusion_folders;
 mod diffusion_networks;
@@ -16,5 +17,6 @@ mod prefixes;
 mod rows;
 mod schedules;
 mod serving;
+mod single_file;
 mod smollm2;
 mod tiny_sd;

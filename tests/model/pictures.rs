@@ -26,10 +26,7 @@ fn fixtures() -> PathBuf {
 pub(crate) fn options(batch_size: u32) -> DiffusionOptions {
     DiffusionOptions {
         batch_size,
-        dtype: None,
-        decode_memory_bytes: 1 << 30,
-        prompt_cache_bytes: 1 << 26,
-        max_image_pixels: 1 << 20,
+        ..DiffusionOptions::default()
     }
 }
 
@@ -156,6 +153,7 @@ impl Reference {
             negative,
             negative_given: case["negative_prompt"].is_string(),
             guidance_scale,
+            clip_skip: number("clip_skip").unwrap_or(0.0) as u32,
             steps: number("steps").unwrap() as u32,
             schedule,
             karras,
@@ -217,4 +215,67 @@ fn pictures_of_the_second_generation_are_diffusers_pictures() {
 #[test]
 fn pictures_of_xl_are_diffusers_pictures() {
     check("sdxl-tiny");
+}
+
+/// A case's model and job.
+fn example(name: &'static str, case: &str) -> (DiffusionModel, Arc<Job>) {
+    let (reference, json) = Reference::read(name);
+    let case = &json["cases"][case];
+    let (model, frontend) = reference.model(case);
+    (model, Arc::new(Job::Image(reference.job(case, &frontend))))
+}
+
+#[test]
+fn predictions_of_a_fixed_number_of_rows_are_the_same() {
+    for case in ["txt2img-euler-7.5", "txt2img-euler_a-1.0"] {
+        let (mut model, job) = example("sd15-tiny", case);
+        let (expected, _) = draw(&mut model, &job, 0);
+        for rows in [1, 2, 3] {
+            let (model, job) = example("sd15-tiny", case);
+            let (found, _) = draw(&mut model.with_fixed_rows(rows), &job, 0);
+            assert_eq!(found.rgb(), expected.rgb(), "{case}, {rows} rows");
+        }
+    }
+}
+
+#[test]
+fn a_small_decoder_shows_previews_of_the_full_size() {
+    let options = |folder: &str| DiffusionOptions {
+        preview_decoder: Some(fixtures().join(folder)),
+        ..options(1)
+    };
+    let model = |name: &str, decoder: &str| {
+        let assets = load_assets(&fixtures().join(name), None).expect("a sound model");
+        build(&assets, DeviceSpec::Cpu, &options(decoder))
+    };
+    let (_, job) = example("sdxl-tiny", "txt2img-euler-1.0");
+    let mut shown = model("sdxl-tiny", "taesd-tiny").expect("both are for 4 pixels");
+    let (picture, said) = draw(&mut shown, &job, 0);
+    let previews: Vec<_> = said
+        .iter()
+        .filter_map(|said| match said {
+            Emission::Preview { picture, .. } => Some(picture),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(previews.len(), 5);
+    for preview in &previews {
+        assert_eq!(
+            (preview.width(), preview.height()),
+            (picture.width(), picture.height())
+        );
+    }
+    assert_ne!(previews[0].rgb(), previews[4].rgb());
+    // Previews change no picture.
+    let assets = load_assets(&fixtures().join("sdxl-tiny"), None).expect("a sound model");
+    let mut plain = build(&assets, DeviceSpec::Cpu, &super::pictures::options(1)).expect("sound");
+    assert_eq!(draw(&mut plain, &job, 0).0.rgb(), picture.rgb());
+    for (name, decoder, what) in [
+        ("sd15-tiny", "taesd-tiny", "4 pixels"),
+        ("sdxl-tiny", "nowhere", "nowhere"),
+        ("sdxl-tiny", "sd15-tiny/vae", "_class_name"),
+    ] {
+        let error = model(name, decoder).err().expect("no fit").to_string();
+        assert!(error.contains(what), "{error}");
+    }
 }

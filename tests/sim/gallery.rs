@@ -27,6 +27,7 @@ pub(crate) fn picture(prompt: &str, steps: u32) -> ImageJob {
         negative: None,
         negative_given: false,
         guidance_scale: 1.0,
+        clip_skip: 0,
         steps,
         schedule: ScheduleName::Ddim,
         karras: false,
@@ -80,9 +81,13 @@ fn alone(script: &Script, job: &Arc<Job>, choice: u32) -> Alone {
 }
 
 fn random_script(random: &mut Random) -> Script {
+    let pass_work = match random.one_in(3) {
+        true => format!("pass_work = {}\n", 1 + random.below(12)),
+        false => String::new(),
+    };
     script(&format!(
         "[model]\nmemory_units = {}\n\
-         [image]\niterate_work = {}\nfinish_work = {}\n\
+         [image]\niterate_work = {}\nfinish_work = {}\n{pass_work}\
          [cost]\nstep_micros = {}\niterate_row_micros = {}\nbegin_token_micros = {}\n",
         1 + random.below(30),
         1 + random.below(4),

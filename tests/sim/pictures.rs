@@ -181,6 +181,51 @@ fn a_newcomer_of_any_size_begins_in_the_next_pass_and_steps_within_a_round() {
 }
 
 #[test]
+fn rows_beyond_a_passes_work_step_in_turn_and_at_one_pace() {
+    let limited = script(&COSTS.replace("{}", "{ pass_work = 3 }"));
+    let mut world = World::new(config(8, Batching::Continuous), &limited);
+    let logs = [false, true, false, false, true].map(|with| {
+        let job = picture("one", 12);
+        world.draw(if with { guided(job) } else { job })
+    });
+    world.run();
+    world.check_at_rest();
+    {
+        let book = world.book.borrow();
+        let work = |pass: &crate::world::PassSeen| {
+            let iterating = pass.rows.iter().filter(|row| row.phase == Phase::Iterate);
+            iterating.map(|row| row.work).sum::<u32>()
+        };
+        assert_eq!(book.passes.iter().map(work).max(), Some(3));
+    }
+    // Seven units in passes of three, nobody overtaking: each has its next step within three passes.
+    {
+        let book = world.book.borrow();
+        let steps = book.passes.iter().filter(|pass| pass.iterate_rows() > 0);
+        let steps: Vec<_> = steps.collect();
+        for slot in 0..5 {
+            let took_part = |pass: &&crate::world::PassSeen| {
+                pass.rows.iter().any(|row| {
+                    row.phase == Phase::Iterate && row.slot == girandole::batch::Slot(slot)
+                })
+            };
+            let own: Vec<usize> = (0..steps.len())
+                .filter(|at| took_part(&steps[*at]))
+                .collect();
+            assert_eq!(own.len(), 12);
+            assert!(own.windows(2).all(|pair| pair[1] - pair[0] <= 3), "{own:?}");
+        }
+    }
+    // When anybody has come to step n, everybody has come to step n - 1.
+    let times = logs.each_ref().map(|log| step_times(log, 0));
+    for step in 1..12 {
+        let first = times.iter().map(|times| times[step]).min();
+        let last = times.iter().map(|times| times[step - 1]).max();
+        assert!(last <= first, "step {step}: {last:?} after {first:?}");
+    }
+}
+
+#[test]
 fn a_dynamic_batch_takes_one_size_and_ends_with_its_last_decoding() {
     let mut world = World::new(config(4, Batching::Dynamic), &script(COSTS));
     let sizes = [64, 96, 64, 96, 64];

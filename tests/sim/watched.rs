@@ -26,6 +26,10 @@ impl Model for Watched {
         self.inner.capacity()
     }
 
+    fn pass_work(&self) -> u32 {
+        self.inner.pass_work()
+    }
+
     fn key(&self, job: &Job) -> BatchKey {
         self.inner.key(job)
     }
@@ -62,6 +66,7 @@ impl Model for Watched {
             turn: book.turn,
             begin_done: 0,
             iterations: 0,
+            last_pass: 0,
         };
         let free = book.slots.insert(slot, held).is_none();
         book.insist(free, "the slot is taken");
@@ -140,11 +145,36 @@ impl Watched {
                 book.insist(alone, "a row that finishes has company");
             }
             Group::Stepping(key) => {
-                let all_iterate = book.slots.iter().all(|(slot, held)| {
-                    let takes_part = rows.iter().any(|row| row.slot == *slot);
-                    takes_part || held.group() != Group::Stepping(key) || !held.has_begun()
-                });
-                book.insist(all_iterate, "a row was left out of its group's pass");
+                let takes_part = |slot: &Slot| rows.iter().any(|row| row.slot == *slot);
+                let (taken, left_out): (Vec<_>, Vec<_>) = book
+                    .slots
+                    .iter()
+                    .filter(|(_, held)| held.group() == Group::Stepping(key) && held.has_begun())
+                    .partition(|(slot, _)| takes_part(slot));
+                let work = |held: &Held| held.cost.iterate_work;
+                let sum: u32 = taken.iter().map(|(_, held)| work(held)).sum();
+                let limit = self.inner.pass_work();
+                let oldest = left_out.iter().map(|(_, held)| held.last_pass).min();
+                // Of those who have waited as long as the one that did not fit, it may be any.
+                let fits = left_out
+                    .iter()
+                    .filter(|(_, held)| Some(held.last_pass) == oldest)
+                    .all(|(_, held)| sum + work(held) <= limit);
+                let latest = taken.iter().map(|(_, held)| held.last_pass).max();
+                let in_turn = oldest.is_none_or(|oldest| latest <= Some(oldest));
+                let within = sum <= limit || taken.len() == 1;
+                book.insist(
+                    left_out.is_empty() || !fits,
+                    "a row was left out of its group's pass",
+                );
+                book.insist(in_turn, "a row was left out before its turn");
+                book.insist(within, "a pass has more work than it may have");
+            }
+        }
+        let pass = book.passes.len() + 1;
+        for planned in rows {
+            if let Some(held) = book.slots.get_mut(&planned.slot) {
+                held.last_pass = pass;
             }
         }
     }

@@ -105,6 +105,8 @@ pub(crate) struct Held {
     pub(crate) turn: u64,
     pub(crate) begin_done: u32,
     pub(crate) iterations: u32,
+    /// The number of the pass that it last took part in.
+    pub(crate) last_pass: usize,
 }
 
 /// Rows that may be planned into one pass: those with a key, or all that finish.

@@ -21,6 +21,7 @@ pub(super) fn draft(fields: &mut Fields) -> Result<ImageDraft, Invalid> {
         n: fields.count("n")?,
         steps: fields.count("steps")?,
         guidance_scale: fields.number("guidance_scale")?,
+        clip_skip: fields.count("clip_skip")?,
         schedule: fields.string("schedule")?,
         karras: fields.boolean("karras")?,
         eta: fields.number("eta")?,

@@ -39,6 +39,9 @@ pub struct ImageSubmitBody {
     /// How closely the prompt is followed; 1 or less switches guidance off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_scale: Option<f64>,
+    /// Layers left out at the end of the text encoders; 0 is the model's own way. (The web UI counts from 1.)
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<u64>,
     /// The noise schedule, such as `euler` or `Euler a`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,

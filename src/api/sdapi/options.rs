@@ -16,9 +16,11 @@ use super::WebUiError;
 use super::who::Who;
 use crate::api::error::ApiError;
 use crate::api::{AppState, ServedModel};
-use crate::intake::{Fields, Intake};
+use crate::intake::{Fields, Intake, Invalid, InvalidKind};
 
 const MODEL: &str = "sd_model_checkpoint";
+/// Which of the text encoder's layers is read, the last being 1. For one call only.
+const CLIP_LAYER: &str = "CLIP_stop_at_last_layers";
 
 /// Choices kept; the oldest is forgotten first.
 const MAX_CHOICES: usize = 1_000;
@@ -73,7 +75,7 @@ fn options(model: &ServedModel) -> Map<String, Value> {
         MODEL: model.name,
         "sd_checkpoint_hash": "",
         "sd_vae": "Automatic",
-        "CLIP_stop_at_last_layers": 1,
+        CLIP_LAYER: 1,
         "samples_format": "png",
         "enable_pnginfo": true,
         "samples_save": false,
@@ -101,7 +103,16 @@ fn options(model: &ServedModel) -> Map<String, Value> {
     }
 }
 
-/// Reads options that a call brings: another model, and others as they are anyway. Gives the model.
+/// What a call's options come to.
+pub(super) struct Chosen {
+    /// The model.
+    pub(super) model: Arc<ServedModel>,
+    /// Layers left out at the end of the text encoders, where the call says.
+    pub(super) clip_skip: Option<u64>,
+}
+
+/// Reads options that a call brings: another model, another layer of the text encoder, and others as they are
+/// anyway.
 ///
 /// # Errors
 /// A model that nobody serves, or that draws nothing; another option, or another value.
@@ -109,7 +120,7 @@ pub(super) fn read(
     state: &AppState,
     mut fields: Fields,
     model: &Arc<ServedModel>,
-) -> Result<Arc<ServedModel>, ApiError> {
+) -> Result<Chosen, ApiError> {
     let model = match fields.string(MODEL)?.filter(|name| !name.is_empty()) {
         None => Arc::clone(model),
         Some(name) => {
@@ -120,6 +131,19 @@ pub(super) fn read(
             };
             let found = image_models(state).find(|model| model.name == name);
             Arc::clone(found.ok_or_else(unknown)?)
+        }
+    };
+    let most = u64::from(model.intake.image()?.frontend.max_clip_skip()) + 1;
+    // Whole numbers may be written either way.
+    let clip_skip = match fields.number(CLIP_LAYER)? {
+        None => None,
+        Some(layer) if layer.fract() == 0.0 && (1.0..=most as f64).contains(&layer) => {
+            Some(layer as u64 - 1)
+        }
+        Some(layer) => {
+            let message =
+                format!("is {layer}; it must be a whole number, 1 to {most}, for this model");
+            return Err(Invalid::value(fields.full_name(CLIP_LAYER), message).into());
         }
     };
     for (name, value) in options(&model) {
@@ -133,7 +157,7 @@ pub(super) fn read(
         fields.only(&name, &accepted)?;
     }
     fields.finish()?;
-    Ok(model)
+    Ok(Chosen { model, clip_skip })
 }
 
 /// The options, with the caller's model.
@@ -164,7 +188,15 @@ pub(super) async fn choose(
     body: Bytes,
 ) -> Result<Json<Value>, WebUiError> {
     let model = chosen.of(&state, &who)?;
-    let model = read(&state, Fields::parse(&body)?, &model)?;
-    chosen.choose(who, model);
+    let asked = read(&state, Fields::parse(&body)?, &model)?;
+    if asked.clip_skip.is_some_and(|layers| layers > 0) {
+        return Err(ApiError::from(Invalid::new(
+            InvalidKind::Unsupported,
+            CLIP_LAYER,
+            "can be set for a single call only, in its override_settings",
+        ))
+        .into());
+    }
+    chosen.choose(who, asked.model);
     Ok(Json(Value::Null))
 }

@@ -72,9 +72,12 @@ pub(super) fn read(
     body: &[u8],
 ) -> Result<Call, ApiError> {
     let (mut fields, echo) = parse(body)?;
-    let model = match fields.nested("override_settings")? {
-        Some(settings) => options::read(state, settings, &model)?,
-        None => model,
+    let (model, clip_skip) = match fields.nested("override_settings")? {
+        Some(settings) => {
+            let chosen = options::read(state, settings, &model)?;
+            (chosen.model, chosen.clip_skip)
+        }
+        None => (model, None),
     };
     let settings = echo.get("override_settings").and_then(Value::as_object);
     let overridden = settings.is_some_and(|settings| !settings.is_empty());
@@ -92,6 +95,7 @@ pub(super) fn read(
     draft.names = NAMES;
     draft.previews = PreviewDraft::Latest;
     draft.negative_prompt = fields.string("negative_prompt")?;
+    draft.clip_skip = clip_skip;
     draft.seed = seed(&mut fields)?;
     draft.steps = fields.count("steps")?;
     draft.guidance_scale = fields.number("cfg_scale")?;

@@ -19,6 +19,8 @@ pub struct ImageDraft {
     pub steps: Option<u64>,
     /// 1 or less switches guidance off.
     pub guidance_scale: Option<f64>,
+    /// Layers left out at the end of the text encoders.
+    pub clip_skip: Option<u64>,
     /// The noise schedule, by any of its names.
     pub schedule: Option<String>,
     /// Space the noise levels as in Karras et al.; absent: as the schedule's name says.
@@ -104,6 +106,7 @@ impl ImageDraft {
             n: None,
             steps: None,
             guidance_scale: None,
+            clip_skip: None,
             schedule: None,
             karras: None,
             eta: None,

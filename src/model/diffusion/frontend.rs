@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use super::config::{StableDiffusionConfig, TEXT_FOLDERS};
+use super::config::{Generation, StableDiffusionConfig, TEXT_FOLDERS};
 use super::prompt::{self, PromptOptions};
 use super::schedule::{NoiseSchedule, ScheduleChoice, ScheduleConfig, ScheduleOptions};
 use super::tokenizer::ClipTokenizer;
 use crate::job::{ImageJob, PromptTokens, ScheduleName, SourceImage};
 use crate::model::ModelError;
-use crate::model::image_frontend::ImageFrontend;
+use crate::model::image_frontend::{Guidance, ImageFrontend};
 
 /// How a family of models reads a prompt.
 pub trait PromptReader: Send + Sync {
@@ -21,9 +21,12 @@ pub trait PromptReader: Send + Sync {
     /// Puts empty chunks behind `prompt`, which text encoder number `encoder` reads, until it has `chunks`.
     fn pad(&self, encoder: usize, prompt: &mut PromptTokens, chunks: usize);
 
-    /// See [`ImageFrontend::takes_negative_prompt`].
-    fn takes_negative_prompt(&self) -> bool {
-        true
+    /// See [`ImageFrontend::guidance`].
+    fn guidance(&self) -> Guidance;
+
+    /// See [`ImageFrontend::max_clip_skip`].
+    fn max_clip_skip(&self) -> u32 {
+        0
     }
 }
 
@@ -33,6 +36,7 @@ pub struct ClipPrompts {
     tokenizers: Vec<(ClipTokenizer, usize)>,
     /// The guidance scale is an input of the network (LCM).
     embedded_guidance: bool,
+    max_clip_skip: u32,
 }
 
 impl ClipPrompts {
@@ -52,6 +56,7 @@ impl ClipPrompts {
         Ok(ClipPrompts {
             tokenizers,
             embedded_guidance: config.unet.time_cond_proj_dim.is_some(),
+            max_clip_skip: max_clip_skip(config),
         })
     }
 }
@@ -71,14 +76,32 @@ impl PromptReader for ClipPrompts {
             .collect()
     }
 
-    fn takes_negative_prompt(&self) -> bool {
-        !self.embedded_guidance
+    fn guidance(&self) -> Guidance {
+        match self.embedded_guidance {
+            true => Guidance::Embedded,
+            false => Guidance::Classifier,
+        }
+    }
+
+    fn max_clip_skip(&self) -> u32 {
+        self.max_clip_skip
     }
 
     fn pad(&self, encoder: usize, prompt: &mut PromptTokens, chunks: usize) {
         let (tokenizer, positions) = &self.tokenizers[encoder];
         prompt::pad_to_chunks(prompt, chunks, tokenizer, *positions);
     }
+}
+
+/// One layer must be left; SDXL's own way leaves one out already.
+fn max_clip_skip(config: &StableDiffusionConfig) -> u32 {
+    let kept = match config.generation {
+        Generation::Classic => 1,
+        Generation::Xl => 2,
+    };
+    let layers = config.text_encoders.iter().map(|encoder| encoder.layers);
+    let fewest = layers.min().unwrap_or(0).saturating_sub(kept);
+    u32::try_from(fewest).unwrap_or(u32::MAX)
 }
 
 /// The tokenizers and the schedules of one model.
@@ -156,8 +179,12 @@ impl ImageFrontend for DiffusionFrontend {
         self.prompts.tokenize(prompt, max_chunks)
     }
 
-    fn takes_negative_prompt(&self) -> bool {
-        self.prompts.takes_negative_prompt()
+    fn guidance(&self) -> Guidance {
+        self.prompts.guidance()
+    }
+
+    fn max_clip_skip(&self) -> u32 {
+        self.prompts.max_clip_skip()
     }
 
     fn schedule(&self, name: Option<&str>) -> Result<(ScheduleName, bool), String> {

@@ -6,18 +6,21 @@ use std::sync::Arc;
 
 use candle_core::DType;
 
+use super::advice::Advice;
+use super::checkpoint::{Checkpoint, Layout};
 use super::config::vae::VaeConfig;
 use super::config::{MODEL_INDEX, ModelIndex, StableDiffusionConfig};
 use super::denoiser::Denoiser;
 use super::flow::{FlowConfig, FlowDenoiser, FlowPrompts, is_flow_pipeline};
 use super::frontend::{ClipPrompts, DiffusionFrontend, FlowShape, PromptReader};
-use super::preview::PreviewMap;
+use super::preview::Preview;
 use super::schedule::ScheduleConfig;
-use super::stable_diffusion::{StableDiffusion, WeightsFrom};
+use super::stable_diffusion::{CheckpointFile, StableDiffusion, WeightsFrom};
 use super::vae::Vae;
 use super::{DiffusionModel, DiffusionOptions};
 use crate::model::ModelError;
 use crate::model::device::DeviceSpec;
+use crate::model::manifest::ModelFiles;
 
 /// The shape of a model, by its family.
 enum FamilyConfig {
@@ -84,29 +87,17 @@ impl FamilyConfig {
         }
     }
 
-    fn steps(&self) -> Option<u32> {
+    fn advice(&self, schedule: &ScheduleConfig, name: &str) -> Advice {
         match self {
-            FamilyConfig::StableDiffusion(_) => None,
-            FamilyConfig::Flow(config) => config.steps(),
-        }
-    }
-
-    fn guidance(&self) -> Guidance {
-        let embedded = match self {
-            FamilyConfig::StableDiffusion(config) => config.unet.time_cond_proj_dim.is_some(),
-            FamilyConfig::Flow(config) => config.is_distilled(),
-        };
-        match embedded {
-            true => Guidance::Embedded,
-            false => Guidance::Classifier,
+            FamilyConfig::StableDiffusion(config) => Advice::for_unet(config, schedule, name),
+            FamilyConfig::Flow(config) => Advice::for_flow(config, name),
         }
     }
 }
 
 /// What a request needs to know of an image model. Cheap to load beside the weights.
 pub struct DiffusionAssets {
-    folder: PathBuf,
-    dummy_seed: Option<u64>,
+    files: ImageFiles,
     config: FamilyConfig,
     /// Tokenizers and schedules.
     pub frontend: Arc<DiffusionFrontend>,
@@ -114,24 +105,65 @@ pub struct DiffusionAssets {
     pub size_factor: u32,
     /// Width and height that the model was made for, in pixels.
     pub size: (u32, u32),
-    /// Steps that its makers advise, where its kind is known for few.
-    pub steps: Option<u32>,
-    /// It was distilled with its guidance inside, or needs none.
-    pub guidance: Guidance,
+    /// What its makers advise.
+    pub advice: Advice,
 }
 
-/// What a model makes of `guidance_scale`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guidance {
-    /// It predicts twice, with and without the prompt.
-    Classifier,
-    /// It takes the scale as an input and predicts once.
-    Embedded,
+impl DiffusionAssets {
+    /// The single file that the weights are in, if they are.
+    fn checkpoint(&self) -> Result<Option<CheckpointFile>, ModelError> {
+        let WeightsAt::Checkpoint(path) = &self.files.weights else {
+            return Ok(None);
+        };
+        let FamilyConfig::StableDiffusion(config) = &self.config else {
+            return Err(ModelError::Load(format!(
+                "{}: single files are read of Stable Diffusion 1, 2 and XL only",
+                path.display()
+            )));
+        };
+        Ok(Some(CheckpointFile {
+            layout: Layout::new(Checkpoint::open(path)?.family(), config),
+            path: path.clone(),
+        }))
+    }
 }
 
-/// Whether a folder holds an image model in diffusers' layout.
-pub fn is_diffusers_folder(folder: &Path) -> bool {
-    folder.join(MODEL_INDEX).is_file()
+/// Where an image model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageFiles {
+    /// A folder in diffusers' layout.
+    pub folder: PathBuf,
+    /// Its weights.
+    pub weights: WeightsAt,
+}
+
+/// Where an image model's weights are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WeightsAt {
+    /// In the folder.
+    Folder,
+    /// Nowhere: they are random, from this seed.
+    Seed(u64),
+    /// In this checkpoint.
+    Checkpoint(PathBuf),
+}
+
+impl ImageFiles {
+    /// Those of an image model; `None` for other models' files.
+    pub fn of(files: &ModelFiles) -> Option<Self> {
+        let (folder, weights) = match files {
+            ModelFiles::Folder(folder) => (folder.as_path(), WeightsAt::Folder),
+            ModelFiles::Dummy { config, seed } => (config.parent()?, WeightsAt::Seed(*seed)),
+            ModelFiles::Checkpoint { file, folder } => {
+                (folder.as_path(), WeightsAt::Checkpoint(file.clone()))
+            }
+            ModelFiles::Gguf(_) | ModelFiles::Scripted(_) => return None,
+        };
+        folder.join(MODEL_INDEX).is_file().then(|| ImageFiles {
+            folder: folder.to_owned(),
+            weights,
+        })
+    }
 }
 
 /// Reads what requests need to know of a model. With a seed, weights are random and need not be there.
@@ -139,6 +171,18 @@ pub fn is_diffusers_folder(folder: &Path) -> bool {
 /// # Errors
 /// Names the file and what is missing or wrong in it.
 pub fn load_assets(folder: &Path, dummy_seed: Option<u64>) -> Result<DiffusionAssets, ModelError> {
+    load_files(&ImageFiles {
+        folder: folder.to_owned(),
+        weights: dummy_seed.map_or(WeightsAt::Folder, WeightsAt::Seed),
+    })
+}
+
+/// The same, wherever the weights are.
+///
+/// # Errors
+/// As [`load_assets`].
+pub fn load_files(files: &ImageFiles) -> Result<DiffusionAssets, ModelError> {
+    let folder = files.folder.as_path();
     let config = FamilyConfig::read(folder)?;
     let file = folder.join("scheduler").join("scheduler_config.json");
     let text = std::fs::read_to_string(&file)
@@ -156,6 +200,7 @@ pub fn load_assets(folder: &Path, dummy_seed: Option<u64>) -> Result<DiffusionAs
         )));
     }
     let prompts = config.prompts(folder)?;
+    let advice = config.advice(&schedule, ModelIndex::read(folder)?.origin());
     let pixels = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
     let (width, height) = config.size();
     Ok(DiffusionAssets {
@@ -166,10 +211,8 @@ pub fn load_assets(folder: &Path, dummy_seed: Option<u64>) -> Result<DiffusionAs
         )),
         size_factor: pixels(config.size_factor()),
         size: (pixels(width), pixels(height)),
-        steps: config.steps(),
-        guidance: config.guidance(),
-        folder: folder.to_owned(),
-        dummy_seed,
+        advice,
+        files: files.clone(),
         config,
     })
 }
@@ -186,9 +229,11 @@ pub fn build(
 ) -> Result<DiffusionModel, ModelError> {
     let device = device.open()?;
     let dtype = options.dtype.map(DType::from);
-    let weights = match assets.dummy_seed {
-        None => WeightsFrom::Folder(&assets.folder),
-        Some(seed) => WeightsFrom::Seed(seed),
+    let checkpoint = assets.checkpoint()?;
+    let weights = match (&assets.files.weights, &checkpoint) {
+        (_, Some(file)) => WeightsFrom::Checkpoint(file),
+        (WeightsAt::Seed(seed), None) => WeightsFrom::Seed(*seed),
+        (_, None) => WeightsFrom::Folder(&assets.files.folder),
     };
     let vae_dtype = match assets.config.vae().force_upcast {
         true => Some(DType::F32),
@@ -200,6 +245,7 @@ pub fn build(
         &vae_weights,
         options.decode_memory_bytes,
     )?;
+    tell_decode_memory(&vae, options);
     let frontend = Arc::clone(&assets.frontend);
     let denoiser: Box<dyn Denoiser> = match &assets.config {
         FamilyConfig::StableDiffusion(config) => Box::new(StableDiffusion::load(
@@ -209,7 +255,8 @@ pub fn build(
             config, weights, dtype, &device, frontend,
         )?),
     };
-    let preview = PreviewMap::of(Some(&assets.folder), &vae)?;
+    let decoder = options.preview_decoder.as_deref();
+    let preview = Preview::of(decoder, Some(&assets.files.folder), &vae)?;
     Ok(DiffusionModel::new(
         denoiser,
         vae,
@@ -217,4 +264,16 @@ pub fn build(
         Arc::clone(&assets.frontend),
         options,
     ))
+}
+
+/// Says how much the decoding of the largest square picture is expected to take.
+fn tell_decode_memory(vae: &Vae, options: &DiffusionOptions) {
+    let factor = vae.config().factor();
+    let edge = (options.max_image_pixels as usize).isqrt() / factor;
+    tracing::info!(
+        edge = edge * factor,
+        decode_bytes = vae.decode_bytes(edge, edge),
+        limit = options.decode_memory_bytes,
+        "memory of a decoding"
+    );
 }

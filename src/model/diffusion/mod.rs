@@ -6,6 +6,8 @@
 //! on its request alone: noise is drawn from its seed, sums are in f32, and on the CPU every kernel treats
 //! rows apart, so that a picture drawn in company is the picture drawn alone, bit for bit.
 
+pub mod advice;
+pub mod checkpoint;
 pub mod clip;
 pub mod config;
 pub mod denoiser;
@@ -14,6 +16,7 @@ pub mod frontend;
 mod layers;
 pub mod loader;
 pub mod preview;
+pub mod profile;
 pub mod prompt;
 pub mod random;
 mod read_prompts;
@@ -27,6 +30,7 @@ pub mod vae;
 pub mod weights;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use candle_core::Tensor;
@@ -40,7 +44,7 @@ use crate::picture::Picture;
 
 use denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
 use frontend::DiffusionFrontend;
-use preview::PreviewMap;
+use preview::Preview;
 use read_prompts::ReadPrompts;
 use row::{Advanced, Row};
 use schedule::StepCoefficients;
@@ -52,6 +56,11 @@ const UNIT_PLACES: u64 = 64;
 /// A decoding costs about as much as so many rows in a denoising step (measured on Stable Diffusion 1.5:
 /// 1.26 against 0.40 tera-multiplications at 512 pixels squared).
 const DECODE_ROWS: u32 = 3;
+/// Encoding the picture that a row begins from costs as much as so many halves of a row's denoising step (0.56
+/// against 0.40 tera-multiplications).
+const ENCODE_HALF_ROWS: u32 = 3;
+/// Rows of a prediction where its bits must not depend on their number: few, so that little is wasted on a row alone.
+const DETERMINISTIC_ROWS: usize = 4;
 
 /// How a diffusion model is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,15 +75,40 @@ pub struct DiffusionOptions {
     pub max_image_pixels: u32,
     /// Bytes of what the text encoders made of prompts read lately.
     pub prompt_cache_bytes: usize,
+    /// Rows of the model's own size that share a pass, guided pictures counting twice; measured for `None`.
+    pub max_rows_per_pass: Option<u32>,
+    /// The folder of a small decoder for previews.
+    pub preview_decoder: Option<PathBuf>,
+    /// The same request gives the same bits whatever its company, on every device. On the CPU it always does.
+    pub deterministic: bool,
+}
+
+impl Default for DiffusionOptions {
+    fn default() -> Self {
+        DiffusionOptions {
+            batch_size: 16,
+            dtype: None,
+            decode_memory_bytes: vae::DEFAULT_MEMORY_LIMIT,
+            max_image_pixels: 1 << 20,
+            prompt_cache_bytes: 1 << 26,
+            max_rows_per_pass: None,
+            preview_decoder: None,
+            deterministic: false,
+        }
+    }
 }
 
 /// A diffusion model.
 pub struct DiffusionModel {
     denoiser: Box<dyn Denoiser>,
     vae: Vae,
-    preview: PreviewMap,
+    preview: Preview,
     frontend: Arc<DiffusionFrontend>,
     capacity: Capacity,
+    /// See [`Model::pass_work`].
+    pass_work: u32,
+    /// Predictions are made for so many rows at a time, neither more nor fewer.
+    fixed_rows: Option<usize>,
     rows: Vec<Option<Row>>,
     prompts: ReadPrompts,
     /// The source encoded last: the pictures of a request share it.
@@ -90,6 +124,7 @@ struct ReadPrompt {
     side: PromptSide,
     chunks: usize,
     given: bool,
+    clip_skip: u32,
     conditioning: Arc<Conditioning>,
 }
 
@@ -98,7 +133,7 @@ impl DiffusionModel {
     pub fn new(
         denoiser: Box<dyn Denoiser>,
         vae: Vae,
-        preview: PreviewMap,
+        preview: Preview,
         frontend: Arc<DiffusionFrontend>,
         options: &DiffusionOptions,
     ) -> Self {
@@ -106,7 +141,11 @@ impl DiffusionModel {
         let places = u64::from(options.max_image_pixels) / (vae.config().factor() as u64).pow(2);
         let largest = 2 * places.div_ceil(UNIT_PLACES);
         let units = largest.saturating_mul(u64::from(options.batch_size));
+        // The CPU's kernels treat rows apart whatever their number.
+        let fixed = options.deterministic && !vae.device().is_cpu();
         DiffusionModel {
+            pass_work: u32::MAX,
+            fixed_rows: fixed.then_some(DETERMINISTIC_ROWS),
             denoiser,
             vae,
             preview,
@@ -134,6 +173,13 @@ impl DiffusionModel {
     #[must_use]
     pub fn with_noise(mut self, noise: NoiseSource) -> Self {
         self.noise = noise;
+        self
+    }
+
+    /// The same model, which predicts for so many rows at a time, as `deterministic` has it on a GPU.
+    #[must_use]
+    pub fn with_fixed_rows(mut self, rows: usize) -> Self {
+        self.fixed_rows = Some(rows.max(1));
         self
     }
 
@@ -202,6 +248,7 @@ impl DiffusionModel {
         let chunks = job.prompt_chunks();
         let is_same = |read: &ReadPrompt| {
             (read.side, read.chunks, read.given) == (side, chunks, job.negative_given)
+                && read.clip_skip == job.clip_skip
                 && read.prompt == *prompt
         };
         if let Some(conditioning) = self.prompts.find(is_same) {
@@ -213,6 +260,7 @@ impl DiffusionModel {
             side,
             chunks,
             given: job.negative_given,
+            clip_skip: job.clip_skip,
             conditioning: Arc::clone(&conditioning),
         });
         Ok(conditioning)
@@ -280,7 +328,10 @@ impl DiffusionModel {
                 });
             }
         }
-        let output = self.denoiser.predict(&Tensor::cat(&inputs, 0)?, &asked)?;
+        let output = match self.fixed_rows {
+            None => self.denoiser.predict(&Tensor::cat(&inputs, 0)?, &asked)?,
+            Some(rows) => self.predict_by(rows, inputs, asked)?,
+        };
         let mut second = rows.len();
         let guided = rows
             .iter()
@@ -297,6 +348,28 @@ impl DiffusionModel {
             })
             .collect::<Result<Vec<Tensor>, ModelError>>()?;
         Ok(Tensor::cat(&guided, 0)?)
+    }
+
+    /// Predictions for so many rows at a time, the last of them again and again where some are missing: libraries choose
+    /// their algorithms, and so the order of their sums, by the shapes that they are given.
+    fn predict_by(
+        &self,
+        rows: usize,
+        mut inputs: Vec<Tensor>,
+        mut asked: Vec<DenoiserRow<'_>>,
+    ) -> Result<Tensor, ModelError> {
+        let wanted = inputs.len();
+        let whole = wanted.next_multiple_of(rows);
+        if let (Some(last), Some(row)) = (inputs.last().cloned(), asked.last().copied()) {
+            inputs.resize(whole, last);
+            asked.resize(whole, row);
+        }
+        let outputs = inputs
+            .chunks(rows)
+            .zip(asked.chunks(rows))
+            .map(|(inputs, asked)| self.denoiser.predict(&Tensor::cat(inputs, 0)?, asked))
+            .collect::<Result<Vec<Tensor>, ModelError>>()?;
+        Ok(Tensor::cat(&outputs, 0)?.narrow(0, 0, wanted)?)
     }
 
     /// Fresh noise for the rows whose step draws some, zeros for the others; nothing if none does.
@@ -379,6 +452,10 @@ impl Model for DiffusionModel {
         self.capacity
     }
 
+    fn pass_work(&self) -> u32 {
+        self.pass_work
+    }
+
     /// Latents of one shape whose prompts are equally long share a pass.
     fn key(&self, job: &Job) -> BatchKey {
         let image = job.image();
@@ -391,7 +468,13 @@ impl Model for DiffusionModel {
         let image = job.image();
         let units = self.units(image);
         RowCost {
-            begin_work: 1,
+            // A prompt's states cost about as much as a unit of a step.
+            begin_work: match &image.source {
+                None => image.forward_rows(),
+                Some(_) => image
+                    .forward_rows()
+                    .saturating_add(units.saturating_mul(ENCODE_HALF_ROWS) / 2),
+            },
             max_iterations: image.iterations(),
             iterate_work: units.saturating_mul(image.forward_rows()),
             finish_work: units.saturating_mul(DECODE_ROWS),

@@ -36,6 +36,9 @@ pub enum PromptError {
     /// Brackets in brackets.
     #[error("has brackets in brackets, deeper than {MAX_NESTING}")]
     Nesting,
+    /// A weight where none can be taken.
+    #[error("holds a weight such as (word:1.3); this model's text encoders take none")]
+    Unweighted,
     /// More text than is allowed.
     #[error("takes {chunks} chunks of {chunk_tokens} tokens; at most {most} are allowed")]
     TooLong {
@@ -237,6 +240,26 @@ fn open(brackets: &mut Vec<usize>, piece: usize) -> Result<(), PromptError> {
     }
     brackets.push(piece);
     Ok(())
+}
+
+/// Whether the prompt says a weight in numbers, `(word:1.3)`. Bare brackets may be meant as text.
+pub fn has_weights(prompt: &str) -> bool {
+    let mut open = 0usize;
+    let mut escaped = false;
+    for (at, letter) in prompt.char_indices() {
+        match letter {
+            _ if escaped => {
+                escaped = false;
+                continue;
+            }
+            '(' => open += 1,
+            ')' => open = open.saturating_sub(1),
+            ':' if open > 0 && explicit_weight(&prompt[at..]).is_some() => return true,
+            _ => {}
+        }
+        escaped = letter == '\\';
+    }
+    false
 }
 
 /// `:1.3)` at the beginning of a text: the weight, and how long it is written.

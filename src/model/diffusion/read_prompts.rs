@@ -63,6 +63,7 @@ mod tests {
             side: PromptSide::Positive,
             chunks,
             given: false,
+            clip_skip: 0,
             conditioning: Arc::new(Conditioning {
                 context,
                 pooled: None,

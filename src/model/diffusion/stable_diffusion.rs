@@ -1,10 +1,11 @@
 //! Stable Diffusion 1, 2 and XL: CLIP and a UNet.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::checkpoint::Layout;
 use super::clip::{ClipOutput, ClipText};
 use super::config::{Generation, StableDiffusionConfig, TEXT_FOLDERS};
 use super::denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
@@ -30,6 +31,15 @@ pub enum WeightsFrom<'a> {
     Folder(&'a Path),
     /// Nowhere: random ones from a seed.
     Seed(u64),
+    /// In a single-file checkpoint.
+    Checkpoint(&'a CheckpointFile),
+}
+
+/// A single-file checkpoint, and where in it is what.
+#[derive(Clone, Debug)]
+pub struct CheckpointFile {
+    pub(super) path: PathBuf,
+    pub(super) layout: Layout,
 }
 
 impl WeightsFrom<'_> {
@@ -46,6 +56,9 @@ impl WeightsFrom<'_> {
         match self {
             WeightsFrom::Folder(folder) => Weights::open(&folder.join(name), dtype, device),
             WeightsFrom::Seed(seed) => Ok(Weights::dummy(seed, name, dtype, device)),
+            WeightsFrom::Checkpoint(file) => {
+                Weights::of_checkpoint(&file.path, name, &file.layout, dtype, device)
+            }
         }
     }
 }
@@ -107,7 +120,7 @@ impl Denoiser for StableDiffusion {
                 .iter()
                 .map(|chunk| chunk.tokens.clone())
                 .collect();
-            let output: ClipOutput = encoder.forward(&ids, 0)?;
+            let output: ClipOutput = encoder.forward(&ids, job.clip_skip as usize)?;
             let state = match self.config.generation {
                 Generation::Classic => output.last,
                 Generation::Xl => output.penultimate,

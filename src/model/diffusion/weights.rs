@@ -1,4 +1,5 @@
-//! A component's weights: safetensors of a diffusers folder, or numbers drawn from a seed.
+//! A component's weights: safetensors of a diffusers folder, a part of a single-file checkpoint, or numbers drawn from
+//! a seed.
 //!
 //! Asked for by name and shape through a [`Scope`], which puts the prefix before the name. Every error
 //! names the tensor and the folder. What a file has too much is only logged: published files carry
@@ -13,6 +14,7 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
+use super::checkpoint::{Layout, Part};
 use crate::model::ModelError;
 use crate::model::text::weights::dummy::{levels, random_values, tensor_key};
 use crate::model::text::weights::safetensors::{dense_dtype, map, shards};
@@ -44,8 +46,11 @@ pub struct Weights {
 enum Source {
     Files {
         files: MmapedSafetensors,
+        /// Of the component's own tensors, as the file has them.
         names: HashSet<String>,
         used: RefCell<HashSet<String>>,
+        /// How the file calls what is asked for; as it is asked for, if there is none.
+        layout: Option<Layout>,
     },
     Dummy {
         seed: u64,
@@ -69,8 +74,38 @@ impl Weights {
                 files,
                 names,
                 used: RefCell::default(),
+                layout: None,
             },
             component,
+            dtype,
+            device: device.clone(),
+        })
+    }
+
+    /// Opens a component, such as `unet`, of a single-file checkpoint.
+    ///
+    /// # Errors
+    /// The file is broken.
+    pub(super) fn of_checkpoint(
+        file: &Path,
+        component: &str,
+        layout: &Layout,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let files = map(&[file.to_owned()]).map_err(|error| {
+            ModelError::Load(format!("cannot read {}: {error}", file.display()))
+        })?;
+        let prefix = layout.prefix(component);
+        let names = files.tensors().into_iter().map(|(name, _)| name);
+        Ok(Weights {
+            source: Source::Files {
+                names: names.filter(|name| name.starts_with(prefix)).collect(),
+                files,
+                used: RefCell::default(),
+                layout: Some(layout.clone()),
+            },
+            component: component.to_owned(),
             dtype,
             device: device.clone(),
         })
@@ -126,10 +161,20 @@ impl Weights {
     }
 
     fn contains(&self, name: &str) -> bool {
-        match &self.source {
-            Source::Files { names, .. } => names.contains(name),
-            Source::Dummy { .. } => false,
-        }
+        self.stored(name).is_some()
+    }
+
+    /// What the file calls a tensor, and how it lies there; `None` if there is none.
+    fn stored(&self, name: &str) -> Option<(String, Part)> {
+        let Source::Files { names, layout, .. } = &self.source else {
+            return None;
+        };
+        let Some(layout) = layout else {
+            return names.contains(name).then(|| (name.to_owned(), Part::Whole));
+        };
+        let stored = layout.stored(&self.component, name)?;
+        let found = stored.names.into_iter().find(|name| names.contains(name))?;
+        Some((found, stored.part))
     }
 
     fn misshapen(&self, name: &str, found: &[usize], expected: &[usize]) -> ModelError {
@@ -152,16 +197,25 @@ impl Weights {
                 self.random(*seed, name, shape, dtype)
             }
             Source::Files { files, used, .. } => {
-                let view = files.get(name).map_err(|_| {
-                    ModelError::Load(format!("{}: there is no tensor {name}", self.component))
-                })?;
-                if !is_same_shape(view.shape(), shape) {
-                    return Err(self.misshapen(name, view.shape(), shape));
+                let missing =
+                    || ModelError::Load(format!("{}: there is no tensor {name}", self.component));
+                let (stored, part) = self.stored(name).ok_or_else(missing)?;
+                let view = files.get(&stored).map_err(|_| missing())?;
+                let lies = shape_in_file(shape, part);
+                if !is_same_shape(view.shape(), &lies) {
+                    return Err(self.misshapen(&stored, view.shape(), &lies));
                 }
-                used.borrow_mut().insert(name.to_string());
-                let in_file = dense_dtype(name, view.dtype())
+                let in_file = dense_dtype(&stored, view.dtype())
                     .map_err(|error| ModelError::Load(format!("{}: {error}", self.component)))?;
-                let tensor = Tensor::from_raw_buffer(view.data(), in_file, shape, &Device::Cpu)?;
+                used.borrow_mut().insert(stored);
+                let tensor = Tensor::from_raw_buffer(view.data(), in_file, &lies, &Device::Cpu)?;
+                let tensor = match part {
+                    Part::Whole => tensor,
+                    Part::Third(third) => {
+                        tensor.narrow(0, third * shape[0], shape[0])?.contiguous()?
+                    }
+                    Part::Transposed => tensor.t()?.contiguous()?,
+                };
                 // Converted before it travels: less to send when it shrinks.
                 Ok(tensor
                     .to_dtype(dtype.unwrap_or(in_file))?
@@ -267,6 +321,17 @@ impl Scope<'_> {
         let name = format!("{}{name}", self.prefix);
         self.weights.tensor(&name, shape, Some(DType::F32))
     }
+}
+
+/// The shape under its name of a tensor that has this one.
+fn shape_in_file(shape: &[usize], part: Part) -> Vec<usize> {
+    let mut lies = shape.to_vec();
+    match part {
+        Part::Whole => {}
+        Part::Third(_) => lies[0] *= 3,
+        Part::Transposed => lies.reverse(),
+    }
+    lies
 }
 
 /// Equal but for edges of length 1 at the end.

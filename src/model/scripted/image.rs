@@ -114,6 +114,13 @@ impl Model for ScriptedImageModel {
         }
     }
 
+    fn pass_work(&self) -> u32 {
+        let script = self.script.image.as_ref();
+        script
+            .and_then(|script| script.pass_work)
+            .unwrap_or(u32::MAX)
+    }
+
     fn key(&self, job: &Job) -> BatchKey {
         let image = job.image();
         BatchKey(u64::from(image.width) << 32 | u64::from(image.height) << 1)

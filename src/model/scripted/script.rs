@@ -73,6 +73,8 @@ pub struct ImageScript {
     pub finish_work: u32,
     /// A denoising step with more pictures than this runs out of memory.
     pub out_of_memory_above: Option<u32>,
+    /// Units of denoising steps in a pass, at most; any number if absent.
+    pub pass_work: Option<u32>,
 }
 
 /// A row's work is counted in 32 bits; twice this, with guidance, fits well.
@@ -84,6 +86,7 @@ impl Default for ImageScript {
             iterate_work: 1,
             finish_work: 3,
             out_of_memory_above: None,
+            pass_work: None,
         }
     }
 }

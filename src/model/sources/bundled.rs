@@ -1,11 +1,12 @@
 //! Models that are compiled into the program, so that the first command has something to show.
 
 use std::fs;
-use std::hash::{BuildHasher as _, RandomState};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+
+use super::cache::write_whole;
 
 /// A model in diffusers' layout, with all its files.
 #[derive(Debug, PartialEq)]
@@ -95,34 +96,13 @@ impl BundledModel {
             if fs::read(&target).is_ok_and(|found| found == *bytes) {
                 continue;
             }
-            let parent = target.parent().expect("a file is in a folder");
-            fs::create_dir_all(parent)?;
-            let name = target.file_name().unwrap_or_default().to_string_lossy();
-            // Processes in containers that share the folder may have equal ids. The hasher's keys come from the system.
-            let chance = RandomState::new().hash_one(0);
-            let draft = parent.join(format!(".{chance:016x}.{name}"));
-            // Moved into place whole: another program that starts now never sees half a file.
-            let moved = write_new(&draft, bytes).and_then(|()| fs::rename(&draft, &target));
-            if moved.is_err() {
-                // Nothing else would ever take it away.
-                let _ = fs::remove_file(&draft);
-            }
-            moved?;
+            write_whole(&target, bytes)?;
         }
         Ok(folder)
     }
 }
 
 /// Writes a file that was not there before.
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options
-        .write(true)
-        .create_new(true)
-        .open(path)?
-        .write_all(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@
 //! ```
 
 use std::fs::{File, TryLockError};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -141,6 +142,32 @@ impl CacheFolder {
             _lock: lock,
         })
     }
+}
+
+/// Writes a file and makes its folders. It is moved into place whole: another program that starts now never sees half
+/// of it.
+pub(super) fn write_whole(target: &Path, bytes: &[u8]) -> io::Result<()> {
+    let parent = target.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent)?;
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    // Processes in containers that share the folder may have equal ids. The hasher's keys come from the system.
+    let chance = RandomState::new().hash_one(0);
+    let draft = parent.join(format!(".{chance:016x}.{name}"));
+    let moved = write_new(&draft, bytes).and_then(|()| std::fs::rename(&draft, target));
+    if moved.is_err() {
+        // Nothing else would ever take it away.
+        let _ = std::fs::remove_file(&draft);
+    }
+    moved
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options
+        .write(true)
+        .create_new(true)
+        .open(path)?
+        .write_all(bytes)
 }
 
 fn remove_folder(path: &Path) -> io::Result<()> {

@@ -11,10 +11,11 @@ use std::time::Duration;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
 
-use super::super::manifest::ModelFiles;
+use super::super::diffusion::config::MODEL_INDEX;
+use super::super::manifest::{ModelFiles, is_path_part};
+use super::image_repo;
 use super::progress::Meter;
-use super::reference::is_path_part;
-use super::{HubRepo, Reason, SourceError, SourceSettings};
+use super::{HubRepo, Reason, SourceError, SourceSettings, WeightsVariant};
 
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -144,9 +145,30 @@ pub(super) fn fetch_repo(
     if let Some(files) = cached_repo(repo, &settings.hub) {
         return Ok(files);
     }
-    download_repo(repo, settings, |api, repo, beat| match &repo.file {
+    let variant = settings.variant;
+    let snapshots = folder_of(&settings.hub, &repo.id).join("snapshots");
+    download_repo(repo, settings, move |api, repo, beat| match &repo.file {
         Some(file) => download(api, file, beat).map(ModelFiles::Gguf),
-        None => download_folder(api, beat).map(ModelFiles::Folder),
+        None => download_folder(api, &snapshots, variant, beat).map(ModelFiles::Folder),
+    })
+}
+
+/// Some small files of a repository: the folder that they are in.
+pub(super) fn fetch_files(
+    repo: &HubRepo,
+    files: &'static [&'static str],
+    settings: &SourceSettings,
+) -> Result<PathBuf, SourceError> {
+    let is_there = |folder: &PathBuf| files.iter().all(|file| folder.join(file).is_file());
+    if let Some(folder) = cached_snapshot(repo, &settings.hub).filter(is_there) {
+        return Ok(folder);
+    }
+    download_repo(repo, settings, move |api, _, beat| {
+        let mut folder = None;
+        for file in files {
+            folder = download(api, file, beat)?.parent().map(Path::to_owned);
+        }
+        folder.ok_or_else(|| "no file was asked for".to_owned())
     })
 }
 
@@ -160,9 +182,19 @@ pub(super) fn fetch_config(
         if config.is_file() {
             return Ok(config);
         }
+        if image_repo::is_described(&snapshot) {
+            return Ok(snapshot.join(MODEL_INDEX));
+        }
     }
-    download_repo(repo, settings, |api, _, beat| {
-        for file in listing(api)?
+    let snapshots = folder_of(&settings.hub, &repo.id).join("snapshots");
+    download_repo(repo, settings, move |api, _, beat| {
+        let Listing { commit, names } = listing(api)?;
+        if names.iter().any(|name| name == MODEL_INDEX) {
+            let snapshot = snapshots.join(commit);
+            let get = |name: &str| download_unless_there(api, &snapshot, name, beat);
+            return image_repo::describe(&names, get).map(|folder| folder.join(MODEL_INDEX));
+        }
+        for file in names
             .iter()
             .filter(|name| SMALL_FILES.contains(&name.as_str()))
         {
@@ -220,9 +252,17 @@ fn cached_repo(repo: &HubRepo, settings: &HubSettings) -> Option<ModelFiles> {
     }
 }
 
+/// The snapshot of a whole repository, if it is in the hub's cache.
+pub(super) fn cached_folder(repo: &HubRepo, settings: &HubSettings) -> Option<PathBuf> {
+    cached_snapshot(repo, settings).filter(|snapshot| is_whole(snapshot))
+}
+
 /// Whether a snapshot has what a model needs; a download may have been interrupted half way.
 fn is_whole(snapshot: &Path) -> bool {
     let has = |name: &str| snapshot.join(name).is_file();
+    if has(MODEL_INDEX) {
+        return image_repo::is_whole(snapshot);
+    }
     if !has("config.json") || !(has("tokenizer.json") || has("tokenizer.model")) {
         return false;
     }
@@ -233,7 +273,7 @@ fn is_whole(snapshot: &Path) -> bool {
 }
 
 /// The safetensors files that an index names.
-fn shards(index: &str) -> Option<Vec<String>> {
+pub(super) fn shards(index: &str) -> Option<Vec<String>> {
     let index: serde_json::Value = serde_json::from_str(index).ok()?;
     let names = index.get("weight_map")?.as_object()?.values();
     let mut shards: Vec<String> = names
@@ -244,7 +284,14 @@ fn shards(index: &str) -> Option<Vec<String>> {
     Some(shards)
 }
 
-fn listing(repo: &ApiRepo) -> Result<Vec<String>, Reason> {
+/// What a repository holds.
+struct Listing {
+    /// Its newest commit, in a form that a folder can have for a name.
+    commit: String,
+    names: Vec<String>,
+}
+
+fn listing(repo: &ApiRepo) -> Result<Listing, Reason> {
     let info = repo.info().map_err(|error| explain(&error))?;
     if info.siblings.len() > MAX_REPO_FILES {
         return Err(format!(
@@ -252,21 +299,34 @@ fn listing(repo: &ApiRepo) -> Result<Vec<String>, Reason> {
             info.siblings.len()
         ));
     }
-    // Only the top folder, which also keeps names that would climb out of the cache away.
-    Ok(info
-        .siblings
-        .into_iter()
-        .map(|sibling| sibling.rfilename)
-        .filter(|name| is_path_part(name))
-        .collect())
+    // The top folder and those in it, which also keeps names that would climb out of the cache away.
+    let is_near = |name: &String| name.split('/').count() <= 2 && name.split('/').all(is_path_part);
+    if !is_path_part(&info.sha) {
+        return Err("the hub names an odd commit".to_owned());
+    }
+    let names = info.siblings.into_iter().map(|sibling| sibling.rfilename);
+    Ok(Listing {
+        commit: info.sha,
+        names: names.filter(is_near).collect(),
+    })
 }
 
-fn download_folder(repo: &ApiRepo, beat: &Heartbeat) -> Result<PathBuf, Reason> {
-    let names = listing(repo)?;
+fn download_folder(
+    repo: &ApiRepo,
+    snapshots: &Path,
+    variant: WeightsVariant,
+    beat: &Heartbeat,
+) -> Result<PathBuf, Reason> {
+    let Listing { commit, names } = listing(repo)?;
+    if names.iter().any(|name| name == MODEL_INDEX) {
+        let snapshot = snapshots.join(commit);
+        let get = |name: &str| download_unless_there(repo, &snapshot, name, beat);
+        return image_repo::fetch(&names, variant, get);
+    }
     if !names.iter().any(|name| name == "config.json") {
         let ggufs: Vec<&str> = names
             .iter()
-            .filter(|name| name.ends_with(".gguf"))
+            .filter(|name| name.ends_with(".gguf") && is_path_part(name))
             .map(String::as_str)
             .collect();
         return Err(match ggufs.is_empty() {
@@ -319,6 +379,20 @@ fn download(repo: &ApiRepo, file: &str, beat: &Heartbeat) -> Result<PathBuf, Rea
     };
     repo.download_with_progress(file, progress)
         .map_err(|error| format!("{file}: {}", explain(&error)))
+}
+
+/// A download that was cut off goes on with the file that it lost: an image model has many, and large ones.
+fn download_unless_there(
+    repo: &ApiRepo,
+    snapshot: &Path,
+    file: &str,
+    beat: &Heartbeat,
+) -> Result<PathBuf, Reason> {
+    let here = snapshot.join(file);
+    match here.is_file() {
+        true => Ok(here),
+        false => download(repo, file, beat),
+    }
 }
 
 fn explain(error: &ApiError) -> Reason {

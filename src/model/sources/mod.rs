@@ -7,7 +7,9 @@
 
 pub mod bundled;
 pub mod cache;
+mod checkpoint;
 mod hub;
+mod image_repo;
 mod pip;
 mod progress;
 mod reference;
@@ -19,7 +21,7 @@ use self::cache::{CacheFolder, Verdict};
 pub use self::hub::HubSettings;
 pub use self::reference::{HubRepo, ModelRef, UnknownModel};
 use super::diffusion::config::MODEL_INDEX;
-use super::manifest::{FileDigest, Manifest, ModelFiles, Source};
+use super::manifest::{FileDigest, ImageManifest, Manifest, ModelFiles, Source};
 
 /// Where to look for models, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,17 @@ pub struct SourceSettings {
     pub hub: HubSettings,
     /// Use what is on this machine only.
     pub offline: bool,
+    /// Which of an image model's weights are fetched where there is a choice.
+    pub variant: WeightsVariant,
+}
+
+/// Which of an image model's weights are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightsVariant {
+    /// As they were trained.
+    Full,
+    /// In half precision.
+    Half,
 }
 
 /// How the weights are had.
@@ -106,8 +119,10 @@ fn fetch_weights(model: &ModelRef, settings: &SourceSettings) -> Result<ModelFil
         ModelRef::Bundled(model) => unpack(model, settings).map(ModelFiles::Folder),
         ModelRef::Gguf(path) => Ok(ModelFiles::Gguf(path.clone())),
         ModelRef::Folder(path) => Ok(ModelFiles::Folder(path.clone())),
+        ModelRef::Checkpoint(path) => checkpoint::prepare(path, settings),
         ModelRef::Scripted(path) => Ok(ModelFiles::Scripted(path.clone())),
         ModelRef::Hub(repo) => hub::fetch_repo(repo, settings),
+        ModelRef::KnownImage(manifest) => hub::fetch_repo(&HubRepo::of(manifest), settings),
         ModelRef::ConfigJson(path) => Err(SourceError::Unusable {
             model: path.display().to_string(),
             message: "a config.json alone has no weights; load_format dummy makes random ones"
@@ -138,7 +153,8 @@ fn fetch_shape(
         ModelRef::Folder(path) => path.join("config.json"),
         ModelRef::Scripted(path) => return Ok(ModelFiles::Scripted(path.clone())),
         ModelRef::Hub(repo) => hub::fetch_config(repo, settings)?,
-        ModelRef::Known(_) | ModelRef::Gguf(_) => {
+        ModelRef::KnownImage(manifest) => hub::fetch_config(&HubRepo::of(manifest), settings)?,
+        ModelRef::Known(_) | ModelRef::Gguf(_) | ModelRef::Checkpoint(_) => {
             return Err(SourceError::Unusable {
                 model: model.to_string(),
                 message: "load_format dummy needs a config.json, or a folder or hub repository \
@@ -158,6 +174,11 @@ pub fn locate(manifest: &Manifest, settings: &SourceSettings) -> Option<PathBuf>
         .find(|path| {
             std::fs::metadata(path).is_ok_and(|meta| meta.len() == manifest.file.size_bytes)
         })
+}
+
+/// Where a known image model's folder is in the hub's cache, if it is whole.
+pub fn locate_image(manifest: &ImageManifest, settings: &SourceSettings) -> Option<PathBuf> {
+    hub::cached_folder(&HubRepo::of(manifest), &settings.hub)
 }
 
 fn places_on_this_machine(manifest: &Manifest, settings: &SourceSettings) -> Vec<PathBuf> {

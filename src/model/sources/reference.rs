@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::super::diffusion::config::MODEL_INDEX;
-use super::super::manifest::{Catalogue, MAX_NAME_CHARS, Manifest};
+use super::super::manifest::{Catalogue, ImageManifest, MAX_NAME_CHARS, Manifest, is_path_part};
 use super::bundled::{BUNDLED, BundledModel};
 
 /// A model, as the user named it.
@@ -14,10 +14,14 @@ pub enum ModelRef {
     Bundled(&'static BundledModel),
     /// By a name that a manifest explains.
     Known(Box<Manifest>),
+    /// An image model, likewise.
+    KnownImage(Box<ImageManifest>),
     /// A GGUF file.
     Gguf(PathBuf),
     /// A folder with `config.json` and safetensors; or of an image model, with `model_index.json`.
     Folder(PathBuf),
+    /// An image model in one file of safetensors.
+    Checkpoint(PathBuf),
     /// A `config.json` alone, for random weights.
     ConfigJson(PathBuf),
     /// `hf:owner/name[@revision][:file.gguf]`.
@@ -48,7 +52,8 @@ pub enum UnknownModel {
     },
     /// A path to something that is no model.
     #[error(
-        "neither a .gguf file, a config.json, nor a folder with a config.json or a model_index.json"
+        "neither a .gguf file, a .safetensors file, a config.json, nor a folder with a config.json or a \
+         model_index.json"
     )]
     Path,
     /// A malformed repository.
@@ -74,6 +79,9 @@ impl ModelRef {
         if let Some(manifest) = catalogue.get(text) {
             return Ok(ModelRef::Known(Box::new(manifest.clone())));
         }
+        if let Some(manifest) = catalogue.image(text) {
+            return Ok(ModelRef::KnownImage(Box::new(manifest.clone())));
+        }
         if let Some(model) = BundledModel::find(text) {
             return Ok(ModelRef::Bundled(model));
         }
@@ -81,8 +89,9 @@ impl ModelRef {
         if !path.exists() {
             let bundled = BUNDLED.iter().map(|model| model.name.to_owned());
             let known = catalogue.iter().map(|m| m.name.clone());
+            let images = catalogue.images().map(|m| m.name.clone());
             return Err(UnknownModel::Name {
-                known: known.chain(bundled).collect(),
+                known: known.chain(bundled).chain(images).collect(),
             });
         }
         Self::at(path).ok_or(UnknownModel::Path)
@@ -98,6 +107,7 @@ impl ModelRef {
         match path.extension()?.to_str()? {
             "gguf" => Some(ModelRef::Gguf(path.to_owned())),
             "json" => Some(ModelRef::ConfigJson(path.to_owned())),
+            "safetensors" => Some(ModelRef::Checkpoint(path.to_owned())),
             _ => None,
         }
     }
@@ -115,8 +125,11 @@ impl ModelRef {
         };
         let raw = match self {
             ModelRef::Known(manifest) => return manifest.name.clone(),
+            ModelRef::KnownImage(manifest) => return manifest.name.clone(),
             ModelRef::Bundled(model) => return model.name.to_owned(),
-            ModelRef::Gguf(path) | ModelRef::Scripted(path) => stem(path),
+            ModelRef::Gguf(path) | ModelRef::Checkpoint(path) | ModelRef::Scripted(path) => {
+                stem(path)
+            }
             ModelRef::Folder(path) => path.canonicalize().ok().as_deref().and_then(whole),
             ModelRef::ConfigJson(path) => match stem(path) {
                 Some(name) if name != "config" => Some(name),
@@ -151,10 +164,12 @@ impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ModelRef::Known(manifest) => f.write_str(&manifest.name),
+            ModelRef::KnownImage(manifest) => f.write_str(&manifest.name),
             ModelRef::Bundled(model) => f.write_str(model.name),
-            ModelRef::Gguf(path) | ModelRef::Folder(path) | ModelRef::ConfigJson(path) => {
-                write!(f, "{}", path.display())
-            }
+            ModelRef::Gguf(path)
+            | ModelRef::Folder(path)
+            | ModelRef::Checkpoint(path)
+            | ModelRef::ConfigJson(path) => write!(f, "{}", path.display()),
             ModelRef::Scripted(path) => write!(f, "scripted:{}", path.display()),
             ModelRef::Hub(repo) => write!(f, "{repo}"),
         }
@@ -185,19 +200,19 @@ impl HubRepo {
         })
     }
 
+    /// The repository of an image model's manifest.
+    pub(super) fn of(manifest: &ImageManifest) -> Self {
+        HubRepo {
+            id: manifest.repo.clone(),
+            revision: Some(manifest.revision.clone()),
+            file: None,
+        }
+    }
+
     /// The revision to ask for.
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
-}
-
-/// Parts of hub paths become parts of file paths: nothing may climb out of the cache.
-pub(super) fn is_path_part(part: &str) -> bool {
-    !part.is_empty()
-        && !part.starts_with('.')
-        && part
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'+'))
 }
 
 impl fmt::Display for HubRepo {

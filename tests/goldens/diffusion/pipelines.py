@@ -16,7 +16,7 @@ Per case:
     CASE.picture   [f*H, f*W, 3] u8      (decoded / 2 + 1/2) clamped, times 255, rounded
 
 The JSON's `cases` say how each was made: pipeline, prompt, negative_prompt (null: none given), steps, guidance_scale (no
-second row at 1), strength, size in pixels, and the whole scheduler configuration (`eta` beside it); `sizes` are SDXL's,
+second row at 1), clip_skip, strength, size in pixels, and the whole scheduler configuration (`eta` beside it); `sizes` are SDXL's,
 [height, width] each, by default the picture's size, 0 and the picture's size. `f32` says how far the same with models in
 f64 lies: [largest difference of a latent, of a byte of the picture].
 """
@@ -28,6 +28,7 @@ from unittest import mock
 import diffusers
 import numpy
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -73,6 +74,8 @@ def cases(xl):
     found["inpaint-ddim-7.5"] = ("inpaint", "ddim", 7.5, dict(strength=0.6))
     found["inpaint-euler_a-7.5"] = ("inpaint", "euler_a", 7.5, dict(strength=1.0))
     found["inpaint-unipc-1.0"] = ("inpaint", "unipc", 1.0, dict(strength=0.6))
+    # Without guidance: diffusers skips no layer for the negative prompt, the web UI does.
+    found["txt2img-euler-clip_skip"] = ("txt2img", "euler", 1.0, dict(clip_skip=1))
     if xl:
         sizes = dict(original_size=(64, 48), crops_coords_top_left=(4, 8), target_size=(40, 40))
         found["txt2img-euler-sizes"] = ("txt2img", "euler", 7.5, dict(sizes=sizes, negative_prompt=NEGATIVE))
@@ -142,6 +145,8 @@ def run(base, xl, case, tensors, generator):
         prompt=more.get("prompt", PROMPT), num_inference_steps=steps, guidance_scale=scale, output_type="np"
     )
     arguments["negative_prompt"] = more.get("negative_prompt")
+    if "clip_skip" in more:
+        arguments["clip_skip"] = more["clip_skip"]
     if scheduler_name == "ddim_eta":
         arguments["eta"] = 1.0
     if kind != "txt2img":
@@ -175,6 +180,7 @@ def run(base, xl, case, tensors, generator):
         width=factor * width,
         latent_shape=f"{height}x{width}",
         **({"strength": more["strength"]} if "strength" in more else {}),
+        **({"clip_skip": more["clip_skip"]} if "clip_skip" in more else {}),
         **({"eta": 1.0} if "eta" in arguments else {}),
         **({"sizes": more["sizes"]} if "sizes" in more else {}),
         scheduler={"_class_name": class_name, **settings},
@@ -184,6 +190,9 @@ def run(base, xl, case, tensors, generator):
 
 
 def make(home):
+    # diffusers still asks for the inner model, which newer transformers have merged into the outer one.
+    if not hasattr(transformers.CLIPTextModel, "text_model"):
+        transformers.CLIPTextModel.text_model = property(lambda model: model)
     for index, name in enumerate(models.NAMES):
         xl = name.startswith("sdxl")
         base = models.load(home, name)

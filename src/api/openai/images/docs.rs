@@ -37,6 +37,8 @@ pub(super) struct GenerationBody {
     num_inference_steps: Option<u32>,
     /// How closely the prompt is followed; 1 or less switches guidance off.
     guidance_scale: Option<f32>,
+    /// Layers left out at the end of the text encoders; 0 is the model's own way.
+    clip_skip: Option<u32>,
     /// The noise schedule, such as `euler`.
     scheduler: Option<String>,
     /// The same seed gives the same picture; without one a fresh one is drawn.

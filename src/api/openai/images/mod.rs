@@ -3,7 +3,7 @@
 //! - *Honoured:* `model`, `prompt`, `n`, `size`, `output_format`, `output_compression` (of a JPEG),
 //!   `response_format` (`b64_json` or `url`), `stream`, `partial_images`; of edits `image`, `images` and
 //!   `mask`; and our own `seed`, `steps` (or `num_inference_steps`), `guidance_scale`, `negative_prompt`,
-//!   `scheduler`, `strength`, `deadline_ms` and `stream_options.include_progress`.
+//!   `clip_skip`, `scheduler`, `strength`, `deadline_ms` and `stream_options.include_progress`.
 //! - *Accepted, as they change no pixel by definition:* `user`.
 //! - *Accepted in their neutral form only:* `quality`, `style`, `background`, `moderation`,
 //!   `input_fidelity`.

@@ -61,6 +61,7 @@ pub(super) fn read(mut body: Body, route: Route, max_deadline: Duration) -> Resu
         seed: fields.seed("seed")?,
         negative_prompt: fields.string("negative_prompt")?,
         guidance_scale: fields.number("guidance_scale")?,
+        clip_skip: fields.count("clip_skip")?,
         schedule: fields.string("scheduler")?,
         strength: fields.number("strength")?,
         ..ImageDraft::new(prompt)

@@ -77,6 +77,12 @@ impl ModelIndex {
             .ok_or_else(|| fields.error("_class_name", "is missing"))
     }
 
+    /// What the model was called where it was saved; empty where the index does not say.
+    pub fn origin(&self) -> &str {
+        let name = self.object.get("_name_or_path");
+        name.and_then(Value::as_str).unwrap_or_default()
+    }
+
     /// The class of a component, unless the index leaves it out or says that there is none.
     pub fn component(&self, name: &str) -> Option<&str> {
         self.object.get(name)?.as_array()?.get(1)?.as_str()

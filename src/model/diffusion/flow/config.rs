@@ -17,8 +17,6 @@ pub(super) const PATCH: usize = 2;
 const SHORT_T5_TOKENS: usize = 256;
 /// Tokens that T5 reads for Flux-dev.
 const LONG_T5_TOKENS: usize = 512;
-/// Steps that the makers of Flux-schnell advise.
-const DISTILLED_STEPS: u32 = 4;
 
 const FLUX_PIPELINES: [&str; 3] = ["FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"];
 const SD3_PIPELINES: [&str; 3] = [
@@ -39,6 +37,19 @@ pub enum TransformerConfig {
     Flux(FluxConfig),
     /// Stable Diffusion 3 and 3.5.
     Sd3(Sd3Config),
+}
+
+/// The families of flows, as far as they are asked differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowKind {
+    /// Distilled for few steps, its guidance inside.
+    FluxSchnell,
+    /// Takes the guidance scale as an input.
+    FluxDev,
+    /// Stable Diffusion 3.
+    Sd3,
+    /// Stable Diffusion 3.5.
+    Sd35,
 }
 
 /// A flow-matching model's shape.
@@ -183,16 +194,14 @@ impl FlowConfig {
         latent * self.vae.factor()
     }
 
-    /// It predicts once for each step: its guidance was distilled into it.
-    pub fn is_distilled(&self) -> bool {
-        matches!(self.transformer, TransformerConfig::Flux(_))
-    }
-
-    /// Steps that its makers advise, where they are few.
-    pub fn steps(&self) -> Option<u32> {
+    /// Its family.
+    pub fn kind(&self) -> FlowKind {
         match &self.transformer {
-            TransformerConfig::Flux(flux) if !flux.guidance => Some(DISTILLED_STEPS),
-            _ => None,
+            TransformerConfig::Flux(flux) if flux.guidance => FlowKind::FluxDev,
+            TransformerConfig::Flux(_) => FlowKind::FluxSchnell,
+            // The later release normalises queries and keys.
+            TransformerConfig::Sd3(sd3) if sd3.qk_norm => FlowKind::Sd35,
+            TransformerConfig::Sd3(_) => FlowKind::Sd3,
         }
     }
 

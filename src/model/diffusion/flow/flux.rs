@@ -1,12 +1,12 @@
 //! Flux.1's transformer (Black Forest Labs): blocks in which text and picture have weights of their own and attend to
 //! each other, then blocks in which they are one sequence. Positions are rotations of queries and keys.
 
-use candle_core::{DType, Device, Tensor, bail};
+use candle_core::{DType, Device, Tensor};
 
 use super::config::PATCH;
 use super::layers::{
     ADDED, HeadShape, MLP_RATIO, Mlp, Modulation, OWN, OutputNorm, Qkv, Steering, add_gated,
-    attend, gelu_tanh, join, modulate, part, plain_norm, stream_dtype,
+    attend, feed_forward, gelu_tanh, join, modulate, part, plain_norm, stream_dtype,
 };
 use super::packing::{TokenOrder, pack, unpack};
 use super::shapes::{AXES, FluxConfig};
@@ -66,8 +66,8 @@ impl Side {
         norm: &LayerNorm,
     ) -> candle_core::Result<Tensor> {
         let x = add_gated(x, &steered.gate, &self.out.forward(attended)?)?;
-        let normed = modulate(&norm.forward(&x)?, &steered.mlp_shift, &steered.mlp_scale)?;
-        add_gated(&x, &steered.mlp_gate, &self.mlp.forward(&normed)?)
+        let mlp = [&steered.mlp_shift, &steered.mlp_scale, &steered.mlp_gate];
+        feed_forward(&x, mlp, &self.mlp, norm)
     }
 }
 
@@ -297,13 +297,8 @@ impl FluxTransformer {
         x: &Tensor,
         inputs: &TransformerInputs<'_>,
     ) -> candle_core::Result<Tensor> {
-        let (rows, height, width, channels) = x.dims4()?;
-        if channels != self.config.latent_channels {
-            bail!(
-                "this network takes latents of {} channels, not {channels}",
-                self.config.latent_channels
-            );
-        }
+        let (rows, height, width, _) = x.dims4()?;
+        let tokens = pack(x, self.config.latent_channels)?;
         let (down, across) = (height / PATCH, width / PATCH);
         let text_tokens = inputs.context.dim(1)?;
         let steering = self
@@ -316,15 +311,15 @@ impl FluxTransformer {
             across,
             &self.device,
         )?;
-        let tokens = (text_tokens + down * across) as u32;
+        let positions = (text_tokens + down * across) as u32;
         let attention = Attention {
             shape: self.shape,
             norm: &self.norm,
             cos,
             sin,
-            positions: (0..rows).flat_map(|_| 0..tokens).collect(),
+            positions: (0..rows).flat_map(|_| 0..positions).collect(),
         };
-        let mut picture = self.picture_in.forward(&pack(x)?.to_dtype(self.dtype)?)?;
+        let mut picture = self.picture_in.forward(&tokens.to_dtype(self.dtype)?)?;
         let mut text = self
             .text_in
             .forward(&inputs.context.to_dtype(self.dtype)?)?;

@@ -1,20 +1,23 @@
 //! Prompts for flows, cut into tokens: needs no weights and no device.
 //!
 //! Prompts are plain text here, as in diffusers: brackets and `BREAK` have no meaning, since neither T5's states nor
-//! pooled ones can be weighted. All weights are 1.
+//! pooled ones can be weighted. All weights are 1, and a prompt that says another is refused.
 
 use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::config::{FlowConfig, TransformerConfig};
+use super::config::{FlowConfig, FlowKind, TransformerConfig};
 use crate::job::{PromptChunk, PromptTokens};
 use crate::model::ModelError;
 use crate::model::diffusion::config::fields::read_object;
 use crate::model::diffusion::frontend::PromptReader;
-use crate::model::diffusion::prompt::{PromptError, PromptOptions, pad_to_chunks, tokenize};
+use crate::model::diffusion::prompt::{
+    PromptError, PromptOptions, has_weights, pad_to_chunks, tokenize,
+};
 use crate::model::diffusion::tokenizer::{ClipTokenizer, check_vocabulary};
+use crate::model::image_frontend::Guidance;
 
 /// What T5's tokenizers end a text with where no file says so.
 const END: &str = "</s>";
@@ -28,6 +31,7 @@ pub struct FlowPrompts {
     t5_tokens: usize,
     /// CLIP reads the beginning of a prompt only, and there is no negative one.
     is_flux: bool,
+    guidance: Guidance,
 }
 
 impl FlowPrompts {
@@ -56,11 +60,19 @@ impl FlowPrompts {
             },
             t5_tokens: config.t5_tokens,
             is_flux: matches!(config.transformer, TransformerConfig::Flux(_)),
+            guidance: match config.kind() {
+                FlowKind::FluxSchnell => Guidance::None,
+                FlowKind::FluxDev => Guidance::Embedded,
+                FlowKind::Sd3 | FlowKind::Sd35 => Guidance::Classifier,
+            },
         })
     }
 
     /// See [`PromptReader::tokenize`].
     fn entries(&self, prompt: &str, max_chunks: usize) -> Result<Vec<PromptTokens>, PromptError> {
+        if has_weights(prompt) {
+            return Err(PromptError::Unweighted);
+        }
         // T5 first: it is the one that bounds a prompt's length.
         let words = match &self.t5 {
             Some(t5) => Some(t5.tokenize(prompt, self.t5_tokens)?),
@@ -110,8 +122,8 @@ impl PromptReader for FlowPrompts {
         }
     }
 
-    fn takes_negative_prompt(&self) -> bool {
-        !self.is_flux
+    fn guidance(&self) -> Guidance {
+        self.guidance
     }
 }
 

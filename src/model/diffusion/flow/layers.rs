@@ -326,6 +326,17 @@ impl Mlp {
     }
 }
 
+/// The feed-forward layer of a block, steered. x: (rows, tokens, width) -> the same shape.
+pub(super) fn feed_forward(
+    x: &Tensor,
+    [shift, scale, gate]: [&Tensor; 3],
+    mlp: &Mlp,
+    norm: &LayerNorm,
+) -> candle_core::Result<Tensor> {
+    let normed = modulate(&norm.forward(x)?, shift, scale)?;
+    add_gated(x, gate, &mlp.forward(&normed)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,7 +28,7 @@ pub mod t5;
 mod text;
 mod transformer;
 
-pub use config::{FlowConfig, TransformerConfig, is_flow_pipeline};
+pub use config::{FlowConfig, FlowKind, TransformerConfig, is_flow_pipeline};
 pub use frontend::FlowPrompts;
 pub use shapes::{FluxConfig, Sd3Config};
 pub use transformer::FlowDenoiser;

@@ -5,8 +5,8 @@ use candle_core::{DType, Tensor, bail};
 
 use super::config::PATCH;
 use super::layers::{
-    ADDED, HeadShape, Mlp, Modulation, OWN, OutputNorm, Qkv, Steering, add_gated, attend, join,
-    modulate, part, plain_norm, stream_dtype,
+    ADDED, HeadShape, Mlp, Modulation, OWN, OutputNorm, Qkv, Steering, add_gated, attend,
+    feed_forward, join, modulate, part, plain_norm, stream_dtype,
 };
 use super::packing::{TokenOrder, pack, unpack};
 use super::shapes::Sd3Config;
@@ -142,17 +142,6 @@ impl Block {
     }
 }
 
-/// x: (rows, tokens, width) -> the same shape.
-fn feed_forward(
-    x: &Tensor,
-    [shift, scale, gate]: [&Tensor; 3],
-    mlp: &Mlp,
-    norm: &LayerNorm,
-) -> candle_core::Result<Tensor> {
-    let normed = modulate(&norm.forward(x)?, shift, scale)?;
-    add_gated(x, gate, &mlp.forward(&normed)?)
-}
-
 /// SD3's transformer.
 pub(super) struct Sd3Transformer {
     config: Sd3Config,
@@ -218,14 +207,8 @@ impl Sd3Transformer {
         x: &Tensor,
         inputs: &TransformerInputs<'_>,
     ) -> candle_core::Result<Tensor> {
-        let (_, height, width, channels) = x.dims4()?;
-        if channels != self.config.latent_channels {
-            bail!(
-                "this network takes latents of {} channels, not {channels}",
-                self.config.latent_channels
-            );
-        }
-        let tokens = pack(x)?;
+        let (_, height, width, _) = x.dims4()?;
+        let tokens = pack(x, self.config.latent_channels)?;
         let positions = self.positions(height / PATCH, width / PATCH)?;
         let steering = self
             .steering

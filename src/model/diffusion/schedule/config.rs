@@ -255,6 +255,22 @@ impl ScheduleConfig {
         self.prediction == Prediction::Flow
     }
 
+    /// Made for the schedule of latent consistency models.
+    pub fn is_consistency(&self) -> bool {
+        self.class.name == ScheduleName::Lcm
+    }
+
+    /// Sampled as the Turbo models are: Euler from the very last training step, with noise predicted. Models
+    /// whose last step was mended (zero terminal SNR) also begin there, but predict the velocity.
+    pub fn is_turbo(&self) -> bool {
+        matches!(
+            self.class.name,
+            ScheduleName::Euler | ScheduleName::EulerAncestral
+        ) && self.spacing == Some(Spacing::Trailing)
+            && self.prediction == Prediction::Epsilon
+            && !self.zero_snr
+    }
+
     /// For flow models whose shift depends on the picture's size in tokens: the mean of the logarithm of
     /// the shift, straight between two sizes of training (arXiv 2403.03206, 5.3.2). `None` for others.
     pub fn dynamic_shift(&self, image_tokens: usize) -> Option<f64> {

@@ -26,6 +26,23 @@ struct Unit {
 }
 
 impl Unit {
+    /// Number `layer` of a level's units, with so many transformer layers.
+    fn load(
+        scope: &Scope<'_>,
+        config: &UNetConfig,
+        level: &UNetLevel,
+        layer: usize,
+        channels_in: usize,
+        transformers: usize,
+    ) -> Result<Self, ModelError> {
+        let shape = resnet_shape(config, channels_in, level.channels);
+        let attention = scope.at("attentions").at(layer);
+        Ok(Unit {
+            resnet: Resnet::load(&scope.at("resnets").at(layer), shape)?,
+            transformer: transformer(&attention, config, level, transformers)?,
+        })
+    }
+
     fn forward(&self, x: &Tensor, conditions: Conditions<'_>) -> candle_core::Result<Tensor> {
         let x = self.resnet.forward(x, Some(conditions.time))?;
         match &self.transformer {
@@ -87,16 +104,8 @@ impl DownBlock {
                 } else {
                     level.channels
                 };
-                let shape = resnet_shape(config, channels_in, level.channels);
-                Ok(Unit {
-                    resnet: Resnet::load(&scope.at("resnets").at(layer), shape)?,
-                    transformer: transformer(
-                        &scope.at("attentions").at(layer),
-                        config,
-                        level,
-                        level.down_transformers,
-                    )?,
-                })
+                let transformers = level.down_transformers;
+                Unit::load(scope, config, level, layer, channels_in, transformers)
             })
             .collect::<Result<_, ModelError>>()?;
         let downsample = match index + 1 < config.levels.len() {
@@ -142,15 +151,14 @@ impl MidBlock {
         let level = &config.levels[config.levels.len() - 1];
         let shape = resnet_shape(config, level.channels, level.channels);
         Ok(MidBlock {
-            first: Unit {
-                resnet: Resnet::load(&scope.at("resnets.0"), shape)?,
-                transformer: transformer(
-                    &scope.at("attentions.0"),
-                    config,
-                    level,
-                    config.mid_transformers,
-                )?,
-            },
+            first: Unit::load(
+                scope,
+                config,
+                level,
+                0,
+                level.channels,
+                config.mid_transformers,
+            )?,
             second: Resnet::load(&scope.at("resnets.1"), shape)?,
         })
     }
@@ -193,16 +201,8 @@ impl UpBlock {
                 };
                 let is_last = layer == level.layers;
                 let skip = if is_last { from_above } else { level.channels };
-                let shape = resnet_shape(config, through + skip, level.channels);
-                Ok(Unit {
-                    resnet: Resnet::load(&scope.at("resnets").at(layer), shape)?,
-                    transformer: transformer(
-                        &scope.at("attentions").at(layer),
-                        config,
-                        level,
-                        level.up_transformers,
-                    )?,
-                })
+                let transformers = level.up_transformers;
+                Unit::load(scope, config, level, layer, through + skip, transformers)
             })
             .collect::<Result<_, ModelError>>()?;
         let upsample = match index > 0 {

@@ -1,6 +1,7 @@
 //! A small decoder for previews: `AutoencoderTiny` (TAESD), convolutions and nothing else.
 //!
-//! It takes latents as the UNet knows them and costs about a hundredth of the real decoder.
+//! It takes latents as the UNet knows them and costs about an eighteenth of Stable Diffusion's own decoder (70 against
+//! 1,260 giga-multiplications at 512 pixels squared).
 
 use std::path::Path;
 
