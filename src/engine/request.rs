@@ -8,7 +8,7 @@ use super::mailbox::Delivery;
 use super::{RequestEnd, Submission};
 use crate::batch::{Emission, FinishReason, Phase, Slot, Usage};
 use crate::events::{EventKind, Failure, FailureKind};
-use crate::job::{Job, Previews, RowId};
+use crate::job::{Job, Previews, RowId, UserId};
 use crate::picture::Picture;
 use crate::scheduler::{Endings, Place};
 use crate::time::Time;
@@ -90,6 +90,11 @@ impl Request {
 
     pub(super) fn usage(&self) -> Usage {
         self.usage
+    }
+
+    /// Whose it is.
+    pub(super) fn user(&self) -> UserId {
+        self.permit.user()
     }
 
     pub(super) fn append(&self, at: Time, kind: EventKind) {
