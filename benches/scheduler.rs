@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use girandole::batch::{BatchKey, Capacity, RowCost, StepPlan};
-use girandole::job::RequestId;
-use girandole::scheduler::{Batching, Entry, RowResult, Scheduler, SchedulerConfig};
+use girandole::job::{Priority, RequestId, UserId};
+use girandole::scheduler::{Batching, Entry, Fairness, RowResult, Scheduler, SchedulerConfig};
 use girandole::time::Time;
 
 const KEY: BatchKey = BatchKey(0);
@@ -14,6 +14,8 @@ const KEY: BatchKey = BatchKey(0);
 fn entry(number: u128, max_iterations: u32) -> Entry {
     Entry {
         request: RequestId::from_u128(number),
+        user: UserId::default(),
+        priority: Priority::Normal,
         rows: 1,
         key: KEY,
         cost: RowCost {
@@ -34,6 +36,7 @@ fn busy(slots: u32, waiting: u32) -> (Scheduler, Time) {
         max_queue_delay: Duration::ZERO,
         batching: Batching::Continuous,
         step_budget: Duration::from_millis(50),
+        fairness: Fairness::default(),
     };
     let capacity = Capacity {
         slots,
@@ -104,6 +107,7 @@ fn endings(criterion: &mut Criterion) {
         max_queue_delay: Duration::ZERO,
         batching: Batching::Continuous,
         step_budget: Duration::from_millis(50),
+        fairness: Fairness::default(),
     };
     let capacity = Capacity {
         slots: 16,

@@ -62,6 +62,47 @@ pub struct RowId {
     pub choice: u32,
 }
 
+/// Tells users apart, who take turns: a number that the edge draws from a key's name or a client's address,
+/// different in each run of the service, so that neither can be read from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserId(pub u64);
+
+/// How urgent a request is. The more urgent is the smaller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Somebody sits before it.
+    Interactive,
+    /// What is not said otherwise.
+    #[default]
+    Normal,
+    /// It can wait.
+    Batch,
+}
+
+impl Priority {
+    /// All, the most urgent first.
+    pub const ALL: [Priority; 3] = [Priority::Interactive, Priority::Normal, Priority::Batch];
+
+    /// Its name, in requests and in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Priority::Interactive => "interactive",
+            Priority::Normal => "normal",
+            Priority::Batch => "batch",
+        }
+    }
+
+    /// The class of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Priority::ALL.into_iter().find(|class| class.name() == name)
+    }
+
+    /// Its place in [`Priority::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// Keeps prefix caches apart: a row finds only what rows of jobs with the same salt have left there.
 ///
 /// A digest of who asks and of the salt that they gave, made by `intake`.

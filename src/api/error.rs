@@ -226,6 +226,10 @@ impl From<Reject> for ApiError {
                 ApiError::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
                     .retry_after(retry_after)
             }
+            Reject::UserQueueFull { retry_after, .. } => {
+                ApiError::new(StatusCode::TOO_MANY_REQUESTS, "user_queue_full", message)
+                    .retry_after(retry_after)
+            }
             Reject::Loading => unavailable("model_loading"),
             Reject::Draining => unavailable("draining"),
             Reject::Dead(_) => unavailable("engine_dead"),

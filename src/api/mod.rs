@@ -3,6 +3,7 @@
 //! A handler reads its dialect's body into a draft, hands it to [`submit`], and reads the
 //! request's log; see [`sse`] for streams. No handler knows a scheduler or a tensor.
 
+mod address;
 pub mod auth;
 mod blocking;
 mod body;
@@ -30,9 +31,11 @@ use axum::Router;
 use crate::engine::EngineHandle;
 use crate::events::store::EventStore;
 use crate::intake::Intake;
+use crate::job::Priority;
 use crate::time::RealClock;
 
-use auth::ApiKeys;
+pub use address::{AddressHeader, Network, Proxies};
+use auth::{ApiKeys, UserIds};
 use body::BodyBudget;
 use error::ApiError;
 use requests::Requests;
@@ -72,6 +75,16 @@ pub struct EdgeConfig {
     pub header_read_timeout: Duration,
     /// How long a request's body may take to arrive.
     pub body_read_timeout: Duration,
+    /// A stream that its client can go on with elsewhere ends after this, between two messages; `None` for
+    /// when all is said. For what lies between and cuts long answers anywhere.
+    pub max_stream_age: Option<Duration>,
+    /// The same for streams that answer a POST in OpenAI's dialect, whose clients cannot go on by
+    /// themselves.
+    pub openai_max_stream_age: Option<Duration>,
+    /// Whom to believe about clients' addresses.
+    pub proxies: Proxies,
+    /// The most urgent class that requests may ask for, unless their key says otherwise.
+    pub max_priority: Priority,
     /// Origins that browsers may call from; empty switches CORS off, `*` allows all.
     pub cors_origins: Vec<String>,
 }
@@ -94,6 +107,10 @@ impl Default for EdgeConfig {
             max_headers: 64,
             header_read_timeout: Duration::from_secs(10),
             body_read_timeout: Duration::from_secs(30),
+            max_stream_age: None,
+            openai_max_stream_age: None,
+            proxies: Proxies::default(),
+            max_priority: Priority::Normal,
             cors_origins: Vec::new(),
         }
     }
@@ -141,6 +158,7 @@ pub struct AppState {
     /// What the edge knows of each request whose log is kept.
     pub requests: Arc<Requests>,
     body_budget: BodyBudget,
+    user_ids: UserIds,
 }
 
 impl AppState {
@@ -161,6 +179,7 @@ impl AppState {
         blocking::set_places(&config);
         Arc::new(AppState {
             body_budget,
+            user_ids: UserIds::default(),
             models,
             store,
             clock,

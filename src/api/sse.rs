@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -135,8 +136,20 @@ fn event_number(field: &str, text: &str, log: &SharedLog) -> Result<u64, ApiErro
     Ok(number)
 }
 
+/// A response to a POST: the whole stream. Its client cannot go on with it by itself if it ends before.
+pub fn answer(
+    state: &Arc<AppState>,
+    request: &Arc<Request>,
+    log: Arc<SharedLog>,
+    dialect: Box<dyn Dialect>,
+) -> Response {
+    let max_age = state.config.openai_max_stream_age;
+    stream_for(state, request, log, 0, dialect, max_age)
+}
+
 /// A response that streams what comes after event number `after` in the dialect's words, until the
-/// terminal event. It counts as a reader of the request for as long as it is open.
+/// terminal event, or until it is [`max_stream_age`](super::EdgeConfig::max_stream_age) old: its client comes back
+/// and goes on. It counts as a reader of the request for as long as it is open.
 ///
 /// A client that has seen the terminal event gets [`Dialect::after_end`], or 204 if that is
 /// nothing, which tells a browser's `EventSource` to stay away.
@@ -145,7 +158,26 @@ pub fn stream(
     request: &Arc<Request>,
     log: Arc<SharedLog>,
     after: u64,
+    dialect: Box<dyn Dialect>,
+) -> Response {
+    stream_for(
+        state,
+        request,
+        log,
+        after,
+        dialect,
+        state.config.max_stream_age,
+    )
+}
+
+/// [`stream`], which ends between two messages when it is `max_age` old.
+fn stream_for(
+    state: &Arc<AppState>,
+    request: &Arc<Request>,
+    log: Arc<SharedLog>,
+    after: u64,
     mut dialect: Box<dyn Dialect>,
+    max_age: Option<Duration>,
 ) -> Response {
     let mut pending = VecDeque::new();
     let mut seen = match after {
@@ -180,6 +212,7 @@ pub fn stream(
         over,
         output_said: false,
         last_said: state.clock.now(),
+        ends_at: max_age.map_or(Time::FAR_FUTURE, |age| state.clock.now() + age),
     };
     let body = futures_util::stream::unfold(frames, async |mut frames| {
         let bytes = frames.next().await?;
@@ -216,6 +249,8 @@ struct FrameStream {
     over: bool,
     output_said: bool,
     last_said: Time,
+    /// When it has to end, whatever is still to come.
+    ends_at: Time,
 }
 
 impl FrameStream {
@@ -239,12 +274,17 @@ impl FrameStream {
                 self.said_up_to = id;
                 return Some(self.say(bytes));
             }
-            if self.over {
+            // Everything that was taken from the log has been said, so the last id covers it.
+            if self.over || self.state.clock.now() >= self.ends_at {
                 return None;
             }
             let silent_until = self.last_said + self.state.config.keep_alive;
+            let until = silent_until.min(self.ends_at);
             let news = self.log.wait_beyond(self.seen);
-            if timeout_at(self.instant(silent_until), news).await.is_err() {
+            if timeout_at(self.instant(until), news).await.is_err() {
+                if self.state.clock.now() >= self.ends_at {
+                    return None;
+                }
                 return Some(self.keep_alive(self.seen).await);
             }
             self.wait_for_turn().await;

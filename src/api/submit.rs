@@ -19,7 +19,7 @@ use crate::engine::{Permit, Submission};
 use crate::events::EventSink;
 use crate::events::store::{Lookup, SharedLog};
 use crate::intake::Draft;
-use crate::job::{Job, RequestId};
+use crate::job::{Job, Priority, RequestId, UserId};
 use crate::time::Clock;
 
 /// What becomes of a request that nobody reads.
@@ -87,6 +87,8 @@ pub struct SubmitOptions {
     pub caller: Caller,
     /// It is given up when it has not ended by then.
     pub deadline: Option<Duration>,
+    /// How urgent it asks to be.
+    pub priority: Option<Priority>,
     /// For clients that repeat themselves.
     pub idempotency: Option<Idempotency>,
     /// What becomes of it when nobody reads it.
@@ -113,7 +115,7 @@ pub struct Accepted {
 /// queue answers at once and tokenizing is bounded by the queue.
 ///
 /// # Errors
-/// 400 for a field that is wrong, 429 and 503 with a time to come back, 409 and 422 for an
+/// 400 for a field that is wrong, 403 for a priority that is not the caller's to ask for, 429 and 503 with a time to come back, 409 and 422 for an
 /// idempotency key in use.
 pub async fn submit(
     state: &Arc<AppState>,
@@ -122,8 +124,12 @@ pub async fn submit(
     mut options: SubmitOptions,
 ) -> Result<Accepted, ApiError> {
     if let Draft::Text(draft) = &mut draft {
-        draft.tenant.clone_from(&options.caller.0);
+        draft.tenant = options.caller.key().cloned();
     }
+    let (user, priority) = (
+        options.caller.user(),
+        options.caller.priority(options.priority)?,
+    );
     let claim = match options.idempotency.take() {
         None => None,
         Some(idempotency) => match claim(state, &options.caller, idempotency)? {
@@ -137,7 +143,7 @@ pub async fn submit(
         Draft::Image(draft) => (draft.n.unwrap_or(1), false),
     };
     let texts = image_texts(&draft);
-    let (job, permit) = admit(model, draft).await?;
+    let (job, permit) = admit(model, user, draft).await?;
 
     let uuid = Uuid::now_v7();
     let id = RequestId::from_u128(uuid.as_u128());
@@ -168,6 +174,7 @@ pub async fn submit(
         job: Arc::clone(&job),
         log: Arc::clone(&log) as Arc<dyn EventSink>,
         deadline: options.deadline.map(|deadline| accepted_at + deadline),
+        priority,
     };
     if let Err(reject) = model.engine.submit(permit, submission) {
         state.store.discard(id);
@@ -211,10 +218,14 @@ fn image_texts(draft: &Draft) -> Option<[Arc<str>; 2]> {
 
 /// Takes a place, then makes the job. The place goes with the work to the blocking pool, so a
 /// client that leaves meanwhile cannot pile up work there beyond the queue's bound.
-async fn admit(model: &Arc<ServedModel>, draft: Draft) -> Result<(Job, Permit), ApiError> {
+async fn admit(
+    model: &Arc<ServedModel>,
+    user: UserId,
+    draft: Draft,
+) -> Result<(Job, Permit), ApiError> {
     let rows = model.intake.rows(&draft)?;
     let estimate = model.intake.estimated_prompt_tokens(&draft);
-    let mut permit = model.engine.reserve(rows, estimate)?;
+    let mut permit = model.engine.reserve(user, rows, estimate)?;
     let model = Arc::clone(model);
     on_blocking_pool(move || {
         let job = model.intake.job(draft)?;

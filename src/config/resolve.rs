@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::layers::{self, FileLayer, ModelTable, Origin, Values};
 use super::settings::SETTINGS;
 use super::{Config, ConfigError, LogConfig, LogFormat, ModelConfig};
-use crate::api::EdgeConfig;
+use crate::api::{AddressHeader, EdgeConfig, Proxies};
 use crate::engine::EngineConfig;
 use crate::events::store::Retention;
 use crate::intake::{ImageLimits, TextLimits};
+use crate::job::Priority;
 use crate::kernels::isa::Isa;
 use crate::model::device::FloatType;
 use crate::model::diffusion::DiffusionOptions;
@@ -19,7 +21,7 @@ use crate::model::sources::{
     HubSettings, LoadFormat, ModelRef, SourceSettings, WeightsVariant, default_cache_folder,
 };
 use crate::model::text::options::TextOptions;
-use crate::scheduler::{Batching, SchedulerConfig};
+use crate::scheduler::{Batching, Fairness, SchedulerConfig};
 
 /// 64 megapixels: beyond what any model here draws, and 200 MB in memory.
 const MAX_IMAGE_PIXELS: u64 = 64 << 20;
@@ -146,7 +148,34 @@ fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
         max_headers: values.number("max_headers", 8..=1_024)?,
         header_read_timeout: values.millis("header_timeout_ms", 10..=HOUR_MS)?,
         body_read_timeout: values.millis("body_timeout_ms", 10..=HOUR_MS)?,
+        max_stream_age: stream_age(values, "max_stream_age_s")?,
+        openai_max_stream_age: stream_age(values, "openai_max_stream_age_s")?,
+        proxies: proxies(values)?,
+        max_priority: values.choice(
+            "max_priority",
+            &Priority::ALL.map(|class| (class.name(), class)),
+        )?,
         cors_origins: cors_origins(values)?,
+    })
+}
+
+fn stream_age(values: &Values, key: &str) -> Result<Option<Duration>, ConfigError> {
+    let seconds = values.optional_number(key, 1..=DAY_S)?;
+    Ok(seconds.map(Duration::from_secs))
+}
+
+fn proxies(values: &Values) -> Result<Proxies, ConfigError> {
+    const KEY: &str = "trusted_proxies";
+    let networks = values.list(KEY).iter().filter(|text| !text.is_empty());
+    let trusted = networks
+        .map(|text| {
+            text.parse()
+                .map_err(|error| values.refuse(KEY, text, error))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Proxies {
+        trusted,
+        header: values.choice("client_address_header", &AddressHeader::ALL)?,
     })
 }
 
@@ -351,6 +380,14 @@ fn engine(values: &Values) -> Result<EngineConfig, ConfigError> {
                 ],
             )?,
             step_budget: values.millis("step_budget_ms", 1..=HOUR_MS)?,
+            fairness: Fairness {
+                max_waiting_per_user: values
+                    .optional_number("max_waiting_per_user", 0..=MAX_COUNT)?,
+                max_running_per_user: values
+                    .optional_number("max_running_per_user", 1..=MAX_ROWS)?,
+                priority_ageing: values.seconds("priority_ageing_s", 0..=DAY_S)?,
+                max_remembered_users: values.number("max_remembered_users", 0..=MAX_COUNT)?,
+            },
         },
         max_queued_requests: values.number("max_queued_requests", 0..=MAX_COUNT)?,
         max_queued_tokens: values.number("max_queued_tokens", 1..=1 << 40)?,
@@ -360,7 +397,7 @@ fn engine(values: &Values) -> Result<EngineConfig, ConfigError> {
 
 /// What one request may ask for: never more rows than the engine could ever hold.
 fn limits(values: &Values, engine: &EngineConfig) -> Result<TextLimits, ConfigError> {
-    let places = places(engine);
+    let places = engine.max_rows_per_user();
     let max_temperature: f32 = values.parsed("max_temperature", TEMPERATURE)?;
     if !(0.0..=100.0).contains(&max_temperature) {
         let text = values.text("max_temperature").unwrap_or_default();
@@ -387,7 +424,7 @@ fn image_limits(values: &Values, engine: &EngineConfig) -> Result<ImageLimits, C
     Ok(ImageLimits {
         max_images: values
             .number::<u32>("max_images", 1..=MAX_ROWS)?
-            .min(places(engine)),
+            .min(engine.max_rows_per_user()),
         max_image_pixels: values.number("max_image_pixels", 64 * 64..=MAX_IMAGE_PIXELS)?,
         max_steps: values.number("max_steps", 1..=1_000)?,
         max_previews: values.number("max_previews", 0..=1_000)?,
@@ -405,14 +442,6 @@ fn scale(values: &Values, key: &'static str, most: f32) -> Result<f32, ConfigErr
     scale
         .filter(|scale| (0.0..=most).contains(scale))
         .ok_or_else(|| values.refuse(key, text, format!("a number from 0 to {most}")))
-}
-
-/// Rows that the engine could ever hold.
-fn places(engine: &EngineConfig) -> u32 {
-    engine
-        .scheduler
-        .batch_size
-        .saturating_add(engine.max_queued_requests)
 }
 
 /// What a configuration may allow.

@@ -155,6 +155,15 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Prompt tokens that may be in the engine; more are refused with 429").per_model(),
     one(BATCHING, "max_queued_source_bytes", "BYTES", "268435456",
         "Size of the pictures, decoded, that requests in the engine begin from; more are refused with 429").per_model(),
+    one(BATCHING, "max_waiting_per_user", "ROWS", "",
+        "Rows of one user (a key, or without keys an address) that may wait; more are refused with 429 \
+         [default: no limit of their own]").per_model(),
+    one(BATCHING, "max_running_per_user", "ROWS", "",
+        "Rows of one user that run at once; more wait [default: no limit of their own]").per_model(),
+    one(BATCHING, "priority_ageing_s", "SECONDS", "30",
+        "A class of priority in which somebody has waited so long takes turns with more urgent ones").per_model(),
+    one(BATCHING, "max_remembered_users", "COUNT", "10000",
+        "Users who had more than their turn and wait no more, remembered while others wait").per_model(),
 
     one(LISTENING, "host", "ADDRESS", "127.0.0.1", "Address to listen on"),
     one(LISTENING, "port", "PORT", "8080", "Port to listen on; 0 for any free one"),
@@ -162,6 +171,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Keys that callers must show, one a line, or sha256:DIGEST; each may have a name and a space before it"),
     switch(LISTENING, "allow_unauthenticated",
         "Listen beyond this machine without asking for keys"),
+    one(LISTENING, "max_priority", "interactive|normal|batch", "normal",
+        "The most urgent class that requests may ask for, unless priority=CLASS stands behind their key in its \
+         file"),
+    one(LISTENING, "trusted_proxies", "NETWORK", "",
+        "Address or network of a proxy that is believed about its clients' addresses; repeat for several").many(),
+    one(LISTENING, "client_address_header", "NAME", "x-forwarded-for",
+        "Where trusted proxies tell it: x-forwarded-for, forwarded or x-real-ip; no other is read"),
     one(LISTENING, "cors_origin", "ORIGIN", "",
         "Origin that browsers may call from, or *; repeat for several").many(),
     one(LISTENING, "max_connections", "COUNT", "4096", "Connections open at once"),
@@ -185,6 +201,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "A native request that nobody reads is cancelled after this"),
     one(STREAMS, "openai_grace_ms", "MS", "5000",
         "The same for OpenAI's dialect and the web UI's, whose clients seldom come back"),
+    one(STREAMS, "max_stream_age_s", "SECONDS", "",
+        "A stream of events ends after this, between two messages, and its client goes on with another; for proxies that \
+         cut long answers [default: when all is said]"),
+    one(STREAMS, "openai_max_stream_age_s", "SECONDS", "",
+        "The same for streams that answer a POST in OpenAI's dialect, whose clients do not go on by themselves \
+         [default: when all is said]"),
     one(STREAMS, "max_wait_s", "SECONDS", "60", "The longest ?wait= of a poll"),
     one(STREAMS, "max_deadline_s", "SECONDS", "86400",
         "The longest deadline a request may ask for"),

@@ -1,11 +1,12 @@
 //! Who may come in: counts of rows, prompt tokens and source pictures in the engine, and when to come back.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::{EngineConfig, Reject};
+use crate::job::UserId;
 use crate::time::Time;
 
 /// The drain rate is measured over this many ended requests.
@@ -20,9 +21,13 @@ pub(super) struct Gate {
     max_queued_requests: u32,
     max_tokens: u64,
     max_source_bytes: u64,
+    max_rows_per_user: u32,
+    max_waiting_per_user: Option<u32>,
     rows: AtomicU32,
     tokens: AtomicU64,
     source_bytes: AtomicU64,
+    /// Rows of each user that has some: no more entries than there are rows.
+    rows_of: Mutex<HashMap<UserId, u32>>,
     /// When the latest requests ended, oldest first.
     ends: Mutex<VecDeque<Time>>,
 }
@@ -30,10 +35,10 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new(config: &EngineConfig) -> Self {
         Gate {
-            max_rows: config
-                .scheduler
-                .batch_size
-                .saturating_add(config.max_queued_requests),
+            max_rows_per_user: config.max_rows_per_user(),
+            max_waiting_per_user: config.scheduler.fairness.max_waiting_per_user,
+            rows_of: Mutex::default(),
+            max_rows: config.max_rows(),
             max_queued_requests: config.max_queued_requests,
             max_tokens: config.max_queued_tokens,
             max_source_bytes: config.max_queued_source_bytes,
@@ -44,17 +49,29 @@ impl Gate {
         }
     }
 
-    pub(super) fn max_rows(&self) -> u32 {
-        self.max_rows
+    /// Rows of one user that may be in the engine.
+    pub(super) fn max_rows_per_user(&self) -> u32 {
+        self.max_rows_per_user
     }
 
     /// Takes a place, or says which limit is in the way.
     pub(super) fn reserve(
         self: &Arc<Self>,
+        user: UserId,
         rows: u32,
         tokens: u64,
         now: Time,
     ) -> Result<Permit, Reject> {
+        self.reserve_of_user(user, rows, now)?;
+        // From here on the user's rows are given back with the permit.
+        let mut permit = Permit {
+            gate: Arc::clone(self),
+            user,
+            user_rows: rows,
+            rows: 0,
+            tokens: 0,
+            source_bytes: 0,
+        };
         let taken = self
             .rows
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
@@ -72,12 +89,7 @@ impl Gate {
             // The rate is that of a busy engine: what ended before a pause says nothing of it.
             self.forget_ends();
         }
-        let mut permit = Permit {
-            gate: Arc::clone(self),
-            rows,
-            tokens: 0,
-            source_bytes: 0,
-        };
+        permit.rows = rows;
         self.tokens
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
                 let sum = taken.saturating_add(tokens);
@@ -92,6 +104,24 @@ impl Gate {
             })?;
         permit.tokens = tokens;
         Ok(permit)
+    }
+
+    /// Counts rows of a user, or says that these are too many.
+    fn reserve_of_user(&self, user: UserId, rows: u32, now: Time) -> Result<(), Reject> {
+        let mut rows_of = self.rows_of.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = rows_of.get(&user).copied().unwrap_or(0);
+        let sum = taken.saturating_add(rows);
+        let over = sum.saturating_sub(self.max_rows_per_user);
+        match self.max_waiting_per_user {
+            Some(limit) if over > 0 => Err(Reject::UserQueueFull {
+                limit,
+                retry_after: self.retry_after(now, f64::from(over)),
+            }),
+            _ => {
+                rows_of.insert(user, sum);
+                Ok(())
+            }
+        }
     }
 
     /// When `places` places will be free, at the rate at which requests have ended lately.
@@ -125,6 +155,8 @@ impl Gate {
 #[derive(Debug)]
 pub struct Permit {
     gate: Arc<Gate>,
+    user: UserId,
+    user_rows: u32,
     rows: u32,
     tokens: u64,
     source_bytes: u64,
@@ -157,6 +189,11 @@ impl Permit {
         Ok(())
     }
 
+    /// Whose place it is.
+    pub(super) fn user(&self) -> UserId {
+        self.user
+    }
+
     /// Replaces the estimate of prompt tokens by the true number. Never refuses.
     pub fn settle(&mut self, prompt_tokens: u64) {
         self.gate.tokens.fetch_add(prompt_tokens, Ordering::AcqRel);
@@ -171,23 +208,42 @@ impl Drop for Permit {
         self.gate.tokens.fetch_sub(self.tokens, Ordering::AcqRel);
         let source_bytes = &self.gate.source_bytes;
         source_bytes.fetch_sub(self.source_bytes, Ordering::AcqRel);
+        let mut rows_of = self
+            .gate
+            .rows_of
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(rows) = rows_of.get_mut(&self.user) {
+            *rows = rows.saturating_sub(self.user_rows);
+            if *rows == 0 {
+                rows_of.remove(&self.user);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::{Batching, SchedulerConfig};
+    use crate::scheduler::{Batching, Fairness, SchedulerConfig};
+
+    const ALICE: UserId = UserId(1);
+    const BOB: UserId = UserId(2);
 
     fn gate(batch_size: u32) -> Arc<Gate> {
+        fair_gate(batch_size, 0, Fairness::default())
+    }
+
+    fn fair_gate(batch_size: u32, max_queued_requests: u32, fairness: Fairness) -> Arc<Gate> {
         Arc::new(Gate::new(&EngineConfig {
             scheduler: SchedulerConfig {
                 batch_size,
                 max_queue_delay: Duration::ZERO,
                 batching: Batching::Continuous,
                 step_budget: Duration::from_millis(50),
+                fairness,
             },
-            max_queued_requests: 0,
+            max_queued_requests,
             max_queued_tokens: 100,
             max_queued_source_bytes: 1_000,
         }))
@@ -197,13 +253,15 @@ mod tests {
     /// apart.
     fn check(end_gap: Duration, rows: u32, wanted_seconds: u64) {
         let gate = gate(40);
-        let _all = gate.reserve(40, 1, Time::ZERO).expect("an empty engine");
+        let _all = gate
+            .reserve(ALICE, 40, 1, Time::ZERO)
+            .expect("an empty engine");
         let mut now = Time::ZERO;
         for _ in 0..100 {
             gate.note_end(now);
             now = now + end_gap;
         }
-        let Err(Reject::QueueFull { retry_after, .. }) = gate.reserve(rows, 1, now) else {
+        let Err(Reject::QueueFull { retry_after, .. }) = gate.reserve(ALICE, rows, 1, now) else {
             panic!("it is not full");
         };
         assert_eq!(retry_after.as_secs(), wanted_seconds);
@@ -221,7 +279,10 @@ mod tests {
     #[test]
     fn pictures_are_counted_until_their_requests_end() {
         let gate = gate(40);
-        let place = || gate.reserve(1, 1, Time::ZERO).expect("there is room");
+        let place = || {
+            gate.reserve(ALICE, 1, 1, Time::ZERO)
+                .expect("there is room")
+        };
         let (mut first, mut second, mut third) = (place(), place(), place());
         assert_eq!(first.hold_source(600, Time::ZERO), Ok(()));
         assert_eq!(second.hold_source(400, Time::ZERO), Ok(()));
@@ -239,13 +300,47 @@ mod tests {
     #[test]
     fn an_engine_that_has_stalled_says_so() {
         let gate = gate(1);
-        let _all = gate.reserve(1, 1, Time::ZERO).expect("an empty engine");
+        let _all = gate
+            .reserve(ALICE, 1, 1, Time::ZERO)
+            .expect("an empty engine");
         gate.note_end(Time::ZERO);
         let Err(Reject::QueueFull { retry_after, .. }) =
-            gate.reserve(1, 1, Time::from_millis(20_000))
+            gate.reserve(ALICE, 1, 1, Time::from_millis(20_000))
         else {
             panic!("it is not full");
         };
         assert_eq!(retry_after.as_secs(), 20);
+    }
+
+    #[test]
+    fn one_user_has_a_part_of_the_places() {
+        let fairness = Fairness {
+            max_waiting_per_user: Some(3),
+            max_running_per_user: Some(2),
+            ..Fairness::default()
+        };
+        let gate = fair_gate(4, 100, fairness);
+        assert_eq!(gate.max_rows_per_user(), 5);
+        let reserve = |user, rows| gate.reserve(user, rows, 1, Time::ZERO);
+        let mut alices = vec![reserve(ALICE, 3), reserve(ALICE, 2)];
+        let Err(Reject::UserQueueFull { limit, retry_after }) = reserve(ALICE, 1) else {
+            panic!("a sixth was taken");
+        };
+        assert_eq!((limit, retry_after), (3, MIN_RETRY_AFTER));
+        assert!(reserve(BOB, 5).is_ok(), "nobody else is refused for it");
+        alices.pop();
+        assert!(reserve(ALICE, 2).is_ok(), "what has ended is given back");
+        drop(alices);
+        assert_eq!(gate.rows_of.lock().unwrap().len(), 0, "and forgotten");
+    }
+
+    #[test]
+    fn a_refusal_takes_nothing() {
+        let gate = fair_gate(1, 0, Fairness::default());
+        let all = gate.reserve(ALICE, 1, 1, Time::ZERO);
+        assert!(gate.reserve(BOB, 1, 1, Time::ZERO).is_err());
+        assert_eq!(gate.rows_of.lock().unwrap().len(), 1);
+        drop(all);
+        assert!(gate.reserve(BOB, 1, 1, Time::ZERO).is_ok());
     }
 }

@@ -8,7 +8,7 @@ use super::gate::{Gate, Permit};
 use super::mailbox::{CancelKind, Delivery, Mailbox};
 use super::open_log::OpenLog;
 use super::{EngineConfig, EngineState, Observer, Reject, Snapshot, Submission};
-use crate::job::RequestId;
+use crate::job::{RequestId, UserId};
 use crate::time::{Clock, Time};
 
 /// What the engine's thread and its handles share.
@@ -112,16 +112,21 @@ impl EngineHandle {
         self.until(|state| *state != EngineState::Loading).await
     }
 
-    /// Rows that may be in the engine at once, waiting or running.
-    pub fn max_rows(&self) -> u32 {
-        self.shared().gate.max_rows()
+    /// Rows of one user that may be in the engine at once, waiting or running.
+    pub fn max_rows_per_user(&self) -> u32 {
+        self.shared().gate.max_rows_per_user()
     }
 
-    /// Takes a place for a request of `rows` rows, before its prompt is tokenized.
+    /// Takes a place for a user's request of `rows` rows, before its prompt is tokenized.
     ///
     /// # Errors
     /// See [`Reject`]. The answer never waits.
-    pub fn reserve(&self, rows: u32, estimated_prompt_tokens: u64) -> Result<Permit, Reject> {
+    pub fn reserve(
+        &self,
+        user: UserId,
+        rows: u32,
+        estimated_prompt_tokens: u64,
+    ) -> Result<Permit, Reject> {
         let shared = self.shared();
         let open = match &*shared.state.borrow() {
             EngineState::Ready => Ok(()),
@@ -130,7 +135,12 @@ impl EngineHandle {
             EngineState::Failed(reason) => Err(Reject::Dead(reason.clone())),
         };
         let now = shared.clock.now();
-        open.and_then(|()| shared.gate.reserve(rows, estimated_prompt_tokens, now))
+        let reserve = || {
+            shared
+                .gate
+                .reserve(user, rows, estimated_prompt_tokens, now)
+        };
+        open.and_then(|()| reserve())
             .inspect_err(|reject| shared.observer.rejected(&shared.model, reject))
     }
 
@@ -156,6 +166,7 @@ impl EngineHandle {
             id: submission.id,
             job: submission.job,
             deadline: submission.deadline,
+            priority: submission.priority,
             permit,
             submitted: shared.clock.now(),
             log: OpenLog::new(submission.log, Arc::clone(&shared.clock)),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::Reject;
 use super::gate::Permit;
 use super::open_log::OpenLog;
-use crate::job::{Job, RequestId};
+use crate::job::{Job, Priority, RequestId};
 use crate::time::Time;
 
 /// A submission with the place it holds. The place is given back before the log is closed, also where
@@ -20,6 +20,7 @@ pub(super) struct Delivery {
     pub(super) id: RequestId,
     pub(super) job: Arc<Job>,
     pub(super) deadline: Option<Time>,
+    pub(super) priority: Priority,
     pub(super) permit: Permit,
     pub(super) submitted: Time,
     pub(super) log: OpenLog,

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::batch::{FinishReason, Phase, Usage};
 use crate::events::{EventSink, FailureKind};
-use crate::job::{Job, RequestId};
+use crate::job::{Job, Priority, RequestId};
 use crate::model::CacheReport;
 use crate::scheduler::SchedulerConfig;
 use crate::time::Time;
@@ -38,6 +38,26 @@ pub struct EngineConfig {
     pub max_queued_tokens: u64,
     /// Bytes of the pictures that all requests in the engine begin from, decoded.
     pub max_queued_source_bytes: u64,
+}
+
+impl EngineConfig {
+    /// Rows that may be in the engine at once, waiting or running.
+    pub fn max_rows(&self) -> u32 {
+        self.scheduler
+            .batch_size
+            .saturating_add(self.max_queued_requests)
+    }
+
+    /// Of these, rows of one user.
+    pub fn max_rows_per_user(&self) -> u32 {
+        let fairness = &self.scheduler.fairness;
+        let may_run = fairness.max_running_per_user;
+        let may_run = may_run.unwrap_or(self.scheduler.batch_size);
+        let of_user = fairness
+            .max_waiting_per_user
+            .map_or(u32::MAX, |waiting| may_run.saturating_add(waiting));
+        of_user.min(self.max_rows())
+    }
 }
 
 /// Where an engine is in its life.
@@ -68,6 +88,14 @@ pub enum Reject {
         /// When to come back, from the measured drain rate.
         retry_after: Duration,
     },
+    /// The user has too much in the queue already (429).
+    #[error("too many of your requests are waiting: max_waiting_per_user is {limit}")]
+    UserQueueFull {
+        /// `max_waiting_per_user`.
+        limit: u32,
+        /// When to come back, from the measured drain rate.
+        retry_after: Duration,
+    },
     /// The model is not ready yet (503).
     #[error("the model is still loading")]
     Loading,
@@ -89,6 +117,8 @@ pub struct Submission {
     pub log: Arc<dyn EventSink>,
     /// When it is given up, waiting or running.
     pub deadline: Option<Time>,
+    /// How urgent it is.
+    pub priority: Priority,
 }
 
 /// How an engine is doing, as of its last step.
@@ -96,6 +126,8 @@ pub struct Submission {
 pub struct Snapshot {
     /// Requests that wait.
     pub waiting_requests: u32,
+    /// Of these, how many asked for each class of [`Priority::ALL`].
+    pub waiting_by_priority: [u32; Priority::ALL.len()],
     /// Rows that wait.
     pub waiting_rows: u32,
     /// Rows that run.

@@ -9,7 +9,7 @@ use super::mailbox::Delivery;
 use super::open_log::OpenLog;
 use crate::batch::{Emission, FinishReason, Phase, Slot, Usage};
 use crate::events::{EventKind, Failure, FailureKind};
-use crate::job::{Job, Previews, RequestId, RowId};
+use crate::job::{Job, Previews, Priority, RequestId, RowId, UserId};
 use crate::picture::Picture;
 use crate::scheduler::{Endings, Place};
 use crate::time::Time;
@@ -19,6 +19,7 @@ pub(super) struct Request {
     pub(super) id: RequestId,
     pub(super) job: Arc<Job>,
     pub(super) deadline: Option<Time>,
+    pub(super) priority: Priority,
     pub(super) submitted: Time,
     choices: Vec<Choice>,
     usage: Usage,
@@ -88,6 +89,7 @@ impl Request {
             id: delivery.id,
             job: delivery.job,
             deadline: delivery.deadline,
+            priority: delivery.priority,
             submitted: delivery.submitted,
             started: false,
             told: None,
@@ -98,6 +100,11 @@ impl Request {
 
     pub(super) fn usage(&self) -> Usage {
         self.usage
+    }
+
+    /// Whose it is.
+    pub(super) fn user(&self) -> UserId {
+        self.permit.user()
     }
 
     pub(super) fn append(&self, at: Time, kind: EventKind) {

@@ -156,6 +156,8 @@ impl Engine {
         let limit = self.scheduler.capacity().memory_units;
         let entry = Entry {
             request: id,
+            user: request.user(),
+            priority: request.priority,
             rows: job.rows(),
             key,
             cost,
@@ -394,6 +396,7 @@ impl Engine {
         let capacity = self.scheduler.capacity();
         self.shared.publish(Snapshot {
             waiting_requests: self.scheduler.waiting_requests(),
+            waiting_by_priority: self.scheduler.waiting_by_priority(),
             waiting_rows: self.scheduler.waiting_rows(),
             running_rows: self.scheduler.running_rows(),
             slots: capacity.slots,

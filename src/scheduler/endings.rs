@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::places::{forecast_newcomer, push_rows};
+use super::places::forecast_newcomer;
 use super::{Batching, Scheduler};
 use crate::batch::Slot;
 use crate::time::Time;
@@ -29,11 +29,11 @@ impl Scheduler {
     /// queue and some newcomers, as far as they matter by then: for passes that take milliseconds.
     pub fn endings(&self, now: Time) -> Endings {
         let mut forecast = self.new_forecast(now);
-        for waiting in self.waiting.iter() {
+        for (_, waiting) in self.waiting.in_turn(now) {
             if !forecast.is_anybody_running() {
                 break;
             }
-            push_rows(&mut forecast, &self.costs, waiting);
+            forecast.push(forecast_newcomer(&self.costs, waiting.key, &waiting.cost));
         }
         let newcomers = match self.config.batching {
             Batching::Continuous => MAX_NEWCOMERS,

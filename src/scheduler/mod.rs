@@ -1,7 +1,6 @@
 //! Who runs next: a pure state machine, told the time, answering with data.
 //!
-//! A request is added with all its rows; rows wait in the order of their arrival, are admitted to a
-//! slot with their whole memory reserved (so nothing is preempted later), do their `Begin` work in
+//! A request is added with all its rows; rows wait for their user's turn, are admitted to a slot with their whole memory reserved (so nothing is preempted later), do their `Begin` work in
 //! chunks, iterate, and end. The cycle is [`schedule`](Scheduler::schedule), one forward pass by
 //! somebody else, [`update`](Scheduler::update). No threads, clock, channels, tensors or logging here.
 //!
@@ -12,6 +11,7 @@ mod arrivals;
 mod capacity;
 mod cost;
 mod endings;
+mod fairness;
 mod forecast;
 mod places;
 mod policy;
@@ -19,12 +19,13 @@ mod queue;
 mod running;
 mod turns;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::batch::{
     Admission, BatchKey, Capacity, Expired, Phase, PlannedRow, RowCost, Slot, StepPlan,
 };
-use crate::job::{RequestId, RowId};
+use crate::job::{Priority, RequestId, RowId, UserId};
 use crate::time::Time;
 
 use arrivals::Arrivals;
@@ -32,7 +33,7 @@ use capacity::Ledger;
 use cost::{CostModel, Load};
 use forecast::Forecast;
 use policy::Joiners;
-use queue::{Waiting, WaitingQueue};
+use queue::{Ticket, Waiting, WaitingQueue};
 use running::Running;
 use turns::{Group, Turns};
 
@@ -60,6 +61,32 @@ pub struct SchedulerConfig {
     /// How long one step should take at most: it caps the prefill chunks that share a pass with
     /// decoding rows.
     pub step_budget: Duration,
+    /// What users owe each other.
+    pub fairness: Fairness,
+}
+
+/// What one user may take while others wait, and how long the less urgent wait for the more urgent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fairness {
+    /// Rows of one user that may wait beyond those that may run; `None` for no limit of their own.
+    pub max_waiting_per_user: Option<u32>,
+    /// Rows of one user that may run at once; `None` for no limit of their own. At least 1.
+    pub max_running_per_user: Option<u32>,
+    /// A class of priority in which somebody has waited so long takes turns with more urgent ones.
+    pub priority_ageing: Duration,
+    /// Users who do not wait any more, and are remembered since they have had more than their share.
+    pub max_remembered_users: usize,
+}
+
+impl Default for Fairness {
+    fn default() -> Self {
+        Fairness {
+            max_waiting_per_user: None,
+            max_running_per_user: None,
+            priority_ageing: Duration::from_secs(30),
+            max_remembered_users: 10_000,
+        }
+    }
 }
 
 /// A request on its way into the queue.
@@ -67,6 +94,10 @@ pub struct SchedulerConfig {
 pub struct Entry {
     /// Its id.
     pub request: RequestId,
+    /// Whose it is.
+    pub user: UserId,
+    /// How urgent it is.
+    pub priority: Priority,
     /// How many rows, numbered from 0. At least 1.
     pub rows: u32,
     /// The key of its rows' first pass.
@@ -101,11 +132,15 @@ pub struct Scheduler {
     waiting: WaitingQueue,
     /// By slot.
     running: Vec<Option<Running>>,
+    /// Running rows of each user that has some.
+    running_of: HashMap<UserId, u32>,
     ledger: Ledger,
     /// Units of `Iterate` work that a pass may have; `u32::MAX` for any.
     pass_work: u32,
     costs: CostModel,
     forecast: Option<Forecast>,
+    /// When a user who has none here would start, as of the last survey or arrival.
+    newcomer_start: Option<Time>,
     pass: Option<Pass>,
     turns: Turns,
     arrivals: Arrivals,
@@ -121,13 +156,18 @@ impl Scheduler {
             ..capacity
         };
         Scheduler {
+            waiting: WaitingQueue::new(
+                config.fairness.priority_ageing,
+                config.fairness.max_remembered_users,
+            ),
             config,
-            waiting: WaitingQueue::default(),
             running: (0..capacity.slots).map(|_| None).collect(),
+            running_of: HashMap::new(),
             ledger: Ledger::new(capacity),
             pass_work: u32::MAX,
             costs: CostModel::default(),
             forecast: None,
+            newcomer_start: None,
             pass: None,
             turns: Turns::default(),
             arrivals: Arrivals::default(),
@@ -156,6 +196,11 @@ impl Scheduler {
         self.waiting.requests() as u32
     }
 
+    /// Of these, how many asked for each class of [`Priority::ALL`].
+    pub fn waiting_by_priority(&self) -> [u32; Priority::ALL.len()] {
+        self.waiting.requests_by_priority()
+    }
+
     /// Rows that wait.
     pub fn waiting_rows(&self) -> u32 {
         self.waiting.rows()
@@ -173,10 +218,12 @@ impl Scheduler {
 
     // Commands.
 
-    /// Puts a request at the end of the queue, and tells its place there.
+    /// Puts a request into the queue, behind its user's others, and tells its place there.
     pub fn add(&mut self, now: Time, entry: Entry) -> Place {
         let waiting = Waiting {
             request: entry.request,
+            user: entry.user,
+            priority: entry.priority,
             next_choice: 0,
             rows: entry.rows,
             key: entry.key,
@@ -190,7 +237,7 @@ impl Scheduler {
         };
         self.arrivals
             .note(now, waiting.rows, waiting.key, waiting.cost);
-        self.place_last(now, waiting)
+        self.place(now, waiting)
     }
 
     /// Takes every row of a request out, waiting or running.
@@ -310,15 +357,17 @@ impl Scheduler {
             Joiners::Only(key) => Some(key),
         };
         let mut admitted = Vec::new();
-        while let Some((place, first)) = self.waiting.first(key) {
-            let (key, cost, deadline) = (first.key, first.cost, first.deadline);
+        while let Some((place, first)) = self.next_in_turn(now, key) {
+            let (user, key, cost, deadline) = (first.user, first.key, first.cost, first.deadline);
             let Some(slot) = self.ledger.reserve(cost.memory_units) else {
                 break;
             };
             let row = self.waiting.take_row(place);
+            *self.running_of.entry(user).or_default() += 1;
             self.next_ticket += 1;
             self.running[slot.index()] = Some(Running {
                 row,
+                user,
                 ticket: self.next_ticket,
                 key,
                 cost,
@@ -432,9 +481,25 @@ impl Scheduler {
             .filter_map(|(slot, row)| Some((Slot(slot), row.as_ref()?)))
     }
 
+    fn next_in_turn(&self, now: Time, key: Option<BatchKey>) -> Option<(Ticket, &Waiting)> {
+        self.waiting.first(now, key, |user| self.may_run_more(user))
+    }
+
+    fn may_run_more(&self, user: UserId) -> bool {
+        let limit = self.config.fairness.max_running_per_user;
+        limit.is_none_or(|limit| self.running_of.get(&user).is_none_or(|rows| *rows < limit))
+    }
+
     fn release(&mut self, slot: Slot) {
-        if let Some(row) = self.running[slot.index()].take() {
-            self.ledger.release(slot, row.cost.memory_units);
+        let Some(row) = self.running[slot.index()].take() else {
+            return;
+        };
+        self.ledger.release(slot, row.cost.memory_units);
+        if let Some(rows) = self.running_of.get_mut(&row.user) {
+            *rows -= 1;
+            if *rows == 0 {
+                self.running_of.remove(&row.user);
+            }
         }
     }
 }

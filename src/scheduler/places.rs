@@ -25,40 +25,93 @@ pub struct Place {
 }
 
 impl Scheduler {
-    /// Everybody's place in the queue. One sweep over the queue: not for every step.
+    /// Everybody's place in the queue, in the order of their turns. One sweep over the queue: not for every step.
     pub fn survey(&mut self, now: Time) -> Vec<Place> {
         let mut forecast = self.new_forecast(now);
+        let mut newcomer_start = None;
+        let mut places = Vec::with_capacity(self.waiting.requests());
         let etas = match self.batches_are_sorted() {
-            true => self.push_batches(&mut forecast),
-            false => self
-                .waiting
-                .iter()
-                .map(|waiting| push_rows(&mut forecast, &self.costs, waiting))
-                .collect(),
+            true => Some(self.push_batches(now, &mut forecast)),
+            false => None,
         };
+        for (number, (row, waiting)) in self.waiting.in_turn(now).enumerate() {
+            if newcomer_start.is_none() && self.waiting.newcomer_precedes(&row) {
+                newcomer_start = Some(forecast.next_start());
+            }
+            let eta = match &etas {
+                Some(etas) => etas[number],
+                None => self.push_row(&mut forecast, waiting),
+            };
+            if row.is_first {
+                places.push(Place {
+                    request: waiting.request,
+                    position: places.len() as u32,
+                    eta,
+                });
+            }
+        }
+        self.newcomer_start = newcomer_start.unwrap_or_else(|| forecast.next_start());
         self.forecast = Some(forecast);
-        (0..)
-            .zip(self.waiting.iter().zip(etas))
-            .map(|(position, (waiting, eta))| Place {
-                request: waiting.request,
-                position,
-                eta,
-            })
-            .collect()
+        places
     }
 
-    /// Puts a request at the end of the queue.
-    pub(super) fn place_last(&mut self, now: Time, waiting: Waiting) -> Place {
-        let (request, position) = (waiting.request, self.waiting.requests() as u32);
-        let known = self.forecast.take().filter(|_| position > 0);
-        let mut forecast = known.unwrap_or_else(|| self.new_forecast(now));
-        let eta = push_rows(&mut forecast, &self.costs, &waiting);
-        self.forecast = Some(forecast);
-        self.waiting.push(waiting);
-        let eta = match self.batches_are_sorted() {
-            true => self.survey(now).pop().and_then(|place| place.eta),
-            false => eta,
+    /// Puts a request into the queue and tells its place.
+    pub(super) fn place(&mut self, now: Time, waiting: Waiting) -> Place {
+        let (request, ahead) = (waiting.request, self.waiting.requests() as u32);
+        let known = self.forecast.take().filter(|_| ahead > 0);
+        let mut forecast = match known {
+            Some(forecast) => forecast,
+            None => self.new_forecast(now),
         };
+        let rows = waiting.rows;
+        let row = forecast_newcomer(&self.costs, waiting.key, &waiting.cost);
+        let last_eta = forecast.push(row);
+        for _ in 1..rows {
+            forecast.push(row);
+        }
+        self.waiting.push(waiting);
+        if self.batches_are_sorted() {
+            let places = self.survey(now);
+            let own = places.into_iter().find(|place| place.request == request);
+            return own.unwrap_or(Place {
+                request,
+                position: ahead,
+                eta: None,
+            });
+        }
+        // Whoever comes after all others is added to what has been reckoned.
+        let place = match self.waiting.is_last(now, request) {
+            true => {
+                if ahead == 0 || self.waiting.newcomer_is_last() {
+                    self.newcomer_start = forecast.next_start();
+                }
+                Place {
+                    request,
+                    position: ahead,
+                    eta: last_eta,
+                }
+            }
+            false => self.place_among(now, request),
+        };
+        self.forecast = Some(forecast);
+        place
+    }
+
+    /// The place of a request that others come after: what is reckoned ends with it.
+    fn place_among(&mut self, now: Time, request: RequestId) -> Place {
+        let mut forecast = self.new_forecast(now);
+        let (mut position, mut eta) = (0, None);
+        for (row, waiting) in self.waiting.in_turn(now) {
+            let start = self.push_row(&mut forecast, waiting);
+            if waiting.request == request {
+                eta = start;
+                break;
+            }
+            position += u32::from(row.is_first);
+        }
+        if self.waiting.is_newcomers(request) {
+            self.newcomer_start = forecast.next_start();
+        }
         Place {
             request,
             position,
@@ -66,17 +119,24 @@ impl Scheduler {
         }
     }
 
-    /// Whether those who wait do not start in the order in which they came: a batch that nobody can
+    fn push_row(&self, forecast: &mut Forecast, waiting: &Waiting) -> Option<Time> {
+        forecast.push(forecast_newcomer(&self.costs, waiting.key, &waiting.cost))
+    }
+
+    /// Whether those who wait do not start in the order of their turns: a batch that nobody can
     /// join later is made of rows with one key.
     fn batches_are_sorted(&self) -> bool {
         self.config.batching == Batching::Dynamic && self.waiting.keys() > 1
     }
 
     /// Adds those who wait to the forecast, batch by batch, as they will be taken: those with the key
-    /// of whoever has waited longest. Returns when each starts.
-    fn push_batches(&self, forecast: &mut Forecast) -> Vec<Option<Time>> {
-        let queue: Vec<&Waiting> = self.waiting.iter().collect();
-        let mut left: Vec<u32> = queue.iter().map(|waiting| waiting.rows).collect();
+    /// of whose turn it is. Returns when each row starts, in the order of turns.
+    fn push_batches(&self, now: Time, forecast: &mut Forecast) -> Vec<Option<Time>> {
+        let queue: Vec<&Waiting> = self
+            .waiting
+            .in_turn(now)
+            .map(|(_, waiting)| waiting)
+            .collect();
         let mut lines: BTreeMap<BatchKey, VecDeque<usize>> = BTreeMap::new();
         for (place, waiting) in queue.iter().enumerate() {
             lines.entry(waiting.key).or_default().push_back(place);
@@ -86,25 +146,15 @@ impl Scheduler {
             let Some(line) = lines.get_mut(&queue[first].key) else {
                 continue;
             };
-            while left[first] > 0 {
-                forecast.run_out();
-                while let Some(&place) = line.front() {
-                    let waiting = queue[place];
-                    let row = forecast_newcomer(&self.costs, waiting.key, &waiting.cost);
-                    let eta = forecast.push(row);
-                    if left[place] == waiting.rows {
-                        etas[place] = eta;
-                    }
-                    left[place] -= 1;
-                    if left[place] == 0 {
-                        line.pop_front();
-                    }
-                    if !line
-                        .front()
-                        .is_some_and(|&next| forecast.has_room(&queue[next].cost))
-                    {
-                        break;
-                    }
+            if line.front() != Some(&first) {
+                continue;
+            }
+            forecast.run_out();
+            while let Some(place) = line.pop_front() {
+                etas[place] = self.push_row(forecast, queue[place]);
+                let next = line.front();
+                if !next.is_some_and(|&next| forecast.has_room(&queue[next].cost)) {
+                    break;
                 }
             }
         }
@@ -116,7 +166,7 @@ impl Scheduler {
         let closed = self.config.batching == Batching::Dynamic && self.running_rows() > 0;
         let must_wait = closed || self.ledger.is_full() || self.waiting.requests() > 0;
         let start = match &self.forecast {
-            Some(forecast) if must_wait => forecast.next_start()?,
+            Some(_) if must_wait => self.newcomer_start?,
             _ => now + self.idle_delay(now),
         };
         Some(start.max(now))
@@ -153,20 +203,6 @@ impl Scheduler {
             None => self.config.max_queue_delay,
         }
     }
-}
-
-/// Adds a waiting request's rows to the forecast. Returns when the first of them starts.
-pub(super) fn push_rows(
-    forecast: &mut Forecast,
-    costs: &CostModel,
-    waiting: &Waiting,
-) -> Option<Time> {
-    let row = forecast_newcomer(costs, waiting.key, &waiting.cost);
-    let first = forecast.push(row);
-    for _ in 1..waiting.rows {
-        forecast.push(row);
-    }
-    first
 }
 
 /// The forecast of a row that has not begun.

@@ -8,8 +8,9 @@ use crate::time::Time;
 use super::queue::WaitingQueue;
 use super::{Batching, SchedulerConfig};
 
-/// Who may be admitted before the next step. Those who may are taken in the order of arrival, and
-/// the first that does not fit ends it: nobody overtakes a row that waits for memory.
+/// Who may be admitted before the next step. Those who may are taken in the order of their turns, and
+/// the first that does not fit ends it: a row that waits for memory is overtaken by those only who come and
+/// have an earlier turn, and that is never somebody again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Joiners {
     Nobody,
@@ -44,9 +45,11 @@ fn released(
     now: Time,
     waiting: &WaitingQueue,
 ) -> Option<BatchKey> {
-    let oldest = waiting.front()?;
+    let oldest = waiting.oldest()?;
     if oldest.since + config.max_queue_delay <= now {
-        return Some(oldest.key);
+        // Nobody runs, so nobody has reached a limit of their own.
+        let (_, first) = waiting.first(now, None, |_| true)?;
+        return Some(first.key);
     }
     waiting.full_group(capacity.slots, capacity.memory_units)
 }
@@ -57,7 +60,7 @@ pub(crate) fn release_time(
     capacity: Capacity,
     waiting: &WaitingQueue,
 ) -> Option<Time> {
-    let oldest = waiting.front()?;
+    let oldest = waiting.oldest()?;
     if waiting
         .full_group(capacity.slots, capacity.memory_units)
         .is_some()

@@ -1,7 +1,7 @@
 //! A row that has a slot: where it stands.
 
 use crate::batch::{BatchKey, Phase, PlannedRow, RowCost};
-use crate::job::RowId;
+use crate::job::{RowId, UserId};
 use crate::time::Time;
 
 use super::turns::{Group, Stepper};
@@ -10,6 +10,7 @@ use super::turns::{Group, Stepper};
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) row: RowId,
+    pub(crate) user: UserId,
     /// Order of admission.
     pub(crate) ticket: u64,
     pub(crate) key: BatchKey,

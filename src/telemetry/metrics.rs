@@ -16,6 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::engine::StepReport;
+use crate::job::Priority;
 
 /// Buckets for what takes a step or less, in seconds.
 const STEP_BUCKETS: &[f64] = &[
@@ -57,6 +58,12 @@ struct EndLabels {
 struct ReasonLabels {
     model: String,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PriorityLabels {
+    model: String,
+    priority: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -123,6 +130,7 @@ struct ModelFamilies {
     denoising_steps: Family<ModelLabel, Counter>,
     images: Family<ModelLabel, Counter>,
     requests_waiting: Family<ModelLabel, Gauge>,
+    requests_waiting_by_priority: Family<PriorityLabels, Gauge>,
     rows_waiting: Family<ModelLabel, Gauge>,
     rows_running: Family<ModelLabel, Gauge>,
     slots: Family<ModelLabel, Gauge>,
@@ -232,6 +240,11 @@ impl ModelFamilies {
                 "Requests that wait for a slot",
                 Family::default()
             ),
+            requests_waiting_by_priority: family!(
+                "requests_waiting_by_priority",
+                "Requests that wait for a slot, by the class that they asked for",
+                Family::default()
+            ),
             rows_waiting: family!(
                 "rows_waiting",
                 "Rows that wait for a slot",
@@ -295,6 +308,8 @@ pub(super) struct ModelMetrics {
     pub(super) denoising_steps: Counter,
     pub(super) images: Counter,
     pub(super) requests_waiting: Gauge,
+    /// In the order of [`Priority::ALL`].
+    pub(super) requests_waiting_by_priority: [Gauge; Priority::ALL.len()],
     pub(super) rows_waiting: Gauge,
     pub(super) rows_running: Gauge,
     pub(super) slots: Gauge,
@@ -319,10 +334,11 @@ pub(super) const ENDS: [&str; 9] = [
     "abandoned",
 ];
 /// Refusals, as the `reason` label has them.
-const REFUSALS: [&str; 6] = [
+const REFUSALS: [&str; 7] = [
     "queue_full_requests",
     "queue_full_tokens",
     "queue_full_source_bytes",
+    "user_queue_full",
     "loading",
     "draining",
     "engine_dead",
@@ -394,6 +410,15 @@ impl ModelMetrics {
             denoising_steps: families.denoising_steps.get_or_create_owned(&label),
             images: families.images.get_or_create_owned(&label),
             requests_waiting: families.requests_waiting.get_or_create_owned(&label),
+            requests_waiting_by_priority: Priority::ALL.map(|priority| {
+                let labels = PriorityLabels {
+                    model: model(),
+                    priority: priority.name(),
+                };
+                families
+                    .requests_waiting_by_priority
+                    .get_or_create_owned(&labels)
+            }),
             rows_waiting: families.rows_waiting.get_or_create_owned(&label),
             rows_running: families.rows_running.get_or_create_owned(&label),
             slots: families.slots.get_or_create_owned(&label),

@@ -90,6 +90,13 @@ impl Observer for Metrics {
         metrics
             .requests_waiting
             .set(snapshot.waiting_requests.into());
+        for (gauge, waiting) in metrics
+            .requests_waiting_by_priority
+            .iter()
+            .zip(snapshot.waiting_by_priority)
+        {
+            gauge.set(waiting.into());
+        }
         metrics.rows_waiting.set(snapshot.waiting_rows.into());
         metrics.rows_running.set(snapshot.running_rows.into());
         metrics.slots.set(snapshot.slots.into());
@@ -141,6 +148,7 @@ fn refusal_label(reject: &Reject) -> &'static str {
             "queue_full_source_bytes"
         }
         Reject::QueueFull { .. } => "queue_full_requests",
+        Reject::UserQueueFull { .. } => "user_queue_full",
         Reject::Loading => "loading",
         Reject::Draining => "draining",
         Reject::Dead(_) => "engine_dead",
@@ -230,6 +238,7 @@ mod tests {
                 "m",
                 &Snapshot {
                     running_rows: 3,
+                    waiting_by_priority: [0, 1, 4],
                     memory_units_used: 5,
                     cache: CacheReport {
                         memory_units: 6,
@@ -284,6 +293,10 @@ mod tests {
             ("girandole_denoising_steps_total{model=\"m\"}", 30.0),
             ("girandole_images_total{model=\"m\"}", 2.0),
             ("girandole_rows_running{model=\"m\"}", 3.0),
+            (
+                "girandole_requests_waiting_by_priority{model=\"m\",priority=\"batch\"}",
+                4.0,
+            ),
             ("girandole_kv_blocks_used{model=\"m\"}", 5.0),
             ("girandole_kv_blocks_cached{model=\"m\"}", 6.0),
             ("girandole_kv_blocks_evicted_total{model=\"m\"}", 9.0),
@@ -326,6 +339,10 @@ mod tests {
             },
             Reject::QueueFull {
                 what: "max_queued_source_bytes",
+                limit: 1,
+                retry_after: Duration::ZERO,
+            },
+            Reject::UserQueueFull {
                 limit: 1,
                 retry_after: Duration::ZERO,
             },

@@ -1,5 +1,6 @@
 //! The HTTP edge from outside: a scripted model behind the real engine, spoken to on a free port.
 
+mod crowd;
 mod disconnects;
 mod edges;
 mod load;

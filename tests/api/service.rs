@@ -20,7 +20,7 @@ use girandole::model::scripted::{
 };
 use girandole::model::text::chat_template::ChatTemplate;
 use girandole::model::text::tokenizer::TextTokenizer;
-use girandole::scheduler::{Batching, SchedulerConfig};
+use girandole::scheduler::{Batching, Fairness, SchedulerConfig};
 use girandole::time::{Clock, RealClock};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -32,6 +32,7 @@ pub(crate) struct Setup {
     pub(crate) script: &'static str,
     pub(crate) batch_size: u32,
     pub(crate) max_queued_requests: u32,
+    pub(crate) fairness: Fairness,
     pub(crate) edge: EdgeConfig,
     pub(crate) retention: Retention,
     pub(crate) keys: &'static str,
@@ -59,6 +60,7 @@ impl Default for Setup {
             script: STEADY,
             batch_size: 16,
             max_queued_requests: 64,
+            fairness: Fairness::default(),
             edge: EdgeConfig::default(),
             retention: Retention::default(),
             keys: "",
@@ -150,6 +152,7 @@ impl Service {
                     max_queue_delay: Duration::from_millis(1),
                     batching: Batching::Continuous,
                     step_budget: Duration::from_millis(50),
+                    fairness: setup.fairness,
                 },
                 max_queued_requests: setup.max_queued_requests,
                 max_queued_tokens: 1_000_000,

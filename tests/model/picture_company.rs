@@ -11,12 +11,12 @@ use girandole::engine::{EngineConfig, EngineHandle, Observer, Submission};
 use girandole::events::{EventKind, EventSink};
 use girandole::intake::picture_file::{DrawnWhere, MaskFile, PictureFile};
 use girandole::intake::{ImageDefaults, ImageDraft, ImageIntake, ImageLimits};
-use girandole::job::{Job, RequestId};
+use girandole::job::{Job, Priority, RequestId, UserId};
 use girandole::model::device::DeviceSpec;
 use girandole::model::diffusion::loader::{DiffusionAssets, build, load_assets};
 use girandole::model::image_frontend::ImageFrontend;
 use girandole::picture::Picture;
-use girandole::scheduler::{Batching, SchedulerConfig};
+use girandole::scheduler::{Batching, Fairness, SchedulerConfig};
 use girandole::time::{Clock, ManualClock, Time};
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 use rand_chacha::ChaCha8Rng;
@@ -154,6 +154,7 @@ impl World {
                 max_queue_delay: Duration::from_millis(2),
                 batching,
                 step_budget: Duration::from_millis(50),
+                fairness: Fairness::default(),
             },
             max_queued_requests: 64,
             max_queued_tokens: 1 << 20,
@@ -176,12 +177,16 @@ impl World {
 
     fn send(&self, id: u128, job: &Arc<Job>) -> Arc<Log> {
         let log = Arc::new(Log::default());
-        let permit = self.handle.reserve(job.rows(), 1).expect("room");
+        let permit = self
+            .handle
+            .reserve(UserId::default(), job.rows(), 1)
+            .expect("room");
         let submission = Submission {
             id: RequestId::from_u128(id),
             job: Arc::clone(job),
             log: Arc::clone(&log) as Arc<dyn EventSink>,
             deadline: None,
+            priority: Priority::Normal,
         };
         self.handle.submit(permit, submission).expect("room");
         log

@@ -55,7 +55,6 @@ async fn fields_that_ask_for_what_is_not_served() {
     for (name, value) in [
         ("response_format", format.clone()),
         ("store", json!(true)),
-        ("service_tier", json!("priority")),
         ("use_beam_search", json!(true)),
         ("length_penalty", json!(0.5)),
         ("bad_words", json!(["x"])),
@@ -63,7 +62,6 @@ async fn fields_that_ask_for_what_is_not_served() {
         ("structured_outputs", json!({"json": {}})),
         ("guided_json", json!({})),
         ("guided_regex", json!(".*")),
-        ("priority", json!(1)),
         ("return_token_ids", json!(true)),
     ] {
         for path in [CHAT, COMPLETIONS] {

@@ -16,7 +16,7 @@ use girandole::model::scripted::{
 };
 use girandole::model::text::chat_template::ChatTemplate;
 use girandole::model::text::tokenizer::TextTokenizer;
-use girandole::scheduler::{Batching, SchedulerConfig};
+use girandole::scheduler::{Batching, Fairness, SchedulerConfig};
 use girandole::time::{Clock, RealClock};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -63,6 +63,7 @@ fn engine_config() -> EngineConfig {
             max_queue_delay: Duration::ZERO,
             batching: Batching::Continuous,
             step_budget: Duration::from_millis(50),
+            fairness: Fairness::default(),
         },
         max_queued_requests: 8,
         max_queued_tokens: 100_000,

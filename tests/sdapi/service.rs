@@ -17,7 +17,7 @@ use girandole::model::scripted::{
     SIZE_FACTOR, Script, ScriptedFrontend, ScriptedImageModel, ScriptedModel, sleep,
 };
 use girandole::model::text::tokenizer::TextTokenizer;
-use girandole::scheduler::{Batching, SchedulerConfig};
+use girandole::scheduler::{Batching, Fairness, SchedulerConfig};
 use girandole::time::{Clock, RealClock};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -95,6 +95,7 @@ pub(crate) async fn engine(
             max_queue_delay: Duration::ZERO,
             batching: Batching::Continuous,
             step_budget: Duration::from_millis(50),
+            fairness: Fairness::default(),
         },
         max_queued_requests: 8,
         max_queued_tokens: 100_000,

@@ -3,10 +3,12 @@
 //!
 //! `GIRANDOLE_SIM_SEED=n cargo test --test sim random` repeats one run of the random traffic.
 
+mod crowd;
 mod faults;
 mod forecasts;
 mod gallery;
 mod log;
+mod order;
 mod pictures;
 mod random;
 mod rules;

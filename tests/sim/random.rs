@@ -5,11 +5,12 @@ use std::time::Duration;
 use girandole::batch::FinishReason;
 use girandole::engine::EngineConfig;
 use girandole::events::FailureKind;
-use girandole::job::{Job, Sampling, TextJob};
+use girandole::job::{Job, Priority, Sampling, TextJob, UserId};
 use girandole::model::scripted::Script;
-use girandole::scheduler::{Batching, SchedulerConfig};
+use girandole::scheduler::{Batching, Fairness, SchedulerConfig};
 use girandole::time::Time;
 
+use crate::order::Who;
 use crate::world::{Action, Sent, World, prompt, script};
 
 const SEEDS: u64 = 400;
@@ -62,6 +63,12 @@ pub(crate) fn random_config(random: &mut Random) -> EngineConfig {
                 false => Batching::Continuous,
             },
             step_budget: Duration::from_millis(20 + random.below(100)),
+            fairness: Fairness {
+                max_waiting_per_user: random.one_in(4).then(|| random.below(20) as u32),
+                max_running_per_user: random.one_in(4).then(|| 1 + random.below(4) as u32),
+                priority_ageing: Duration::from_millis(random.skewed(5_000)),
+                max_remembered_users: random.below(10) as usize,
+            },
         },
         max_queued_requests: random.below(60) as u32,
         max_queued_tokens: 500 + random.below(20_000),
@@ -118,6 +125,7 @@ pub(crate) fn plan_traffic(
 ) {
     let mut time = Time::ZERO;
     let gap = 1 + random.below(60_000);
+    let (users, classes) = (1 + random.below(6), 1 + random.below(3));
     for number in 0..20 + random.below(80) {
         if !random.one_in(4) {
             time = time + Duration::from_micros(random.skewed(4 * gap));
@@ -126,7 +134,12 @@ pub(crate) fn plan_traffic(
         let deadline = random
             .one_in(8)
             .then(|| Duration::from_millis(random.below(2_000)));
-        world.at(time, Action::Submit { job, deadline });
+        // Some have much more to ask for than others.
+        let who = Who {
+            user: UserId(random.skewed(users)),
+            priority: Priority::ALL[(1 + random.below(classes) as usize) % 3],
+        };
+        world.at(time, Action::SubmitAs { who, job, deadline });
         if random.one_in(4) {
             time = time + Duration::from_micros(random.skewed(gap));
             let back = random.skewed(12) as usize;

@@ -6,7 +6,7 @@ use girandole::batch::FinishReason;
 use girandole::engine::Reject;
 use girandole::engine::turn::Turn;
 use girandole::events::{EventKind, FailureKind};
-use girandole::job::{Job, TextJob};
+use girandole::job::{Job, TextJob, UserId};
 use girandole::scheduler::Batching;
 use girandole::time::Time;
 
@@ -260,7 +260,10 @@ fn a_drained_engine_finishes_what_it_has() {
     let logs = [20, 20, 20].map(|length| world.submit(job("hello", length)));
     world.turn();
     world.handle.drain(Time::FAR_FUTURE);
-    assert_eq!(world.handle.reserve(1, 1).err(), Some(Reject::Draining));
+    assert_eq!(
+        world.handle.reserve(UserId::default(), 1, 1).err(),
+        Some(Reject::Draining)
+    );
     world.run();
     assert_eq!(world.turn(), Turn::Stopped);
     assert!(
@@ -377,13 +380,13 @@ fn the_engine_takes_no_more_than_it_was_allowed() {
     config.max_queued_tokens = 100;
     let world = World::new(config, &script(COSTS));
     let permits: Vec<_> = (0..5)
-        .map(|_| world.handle.reserve(1, 10).unwrap())
+        .map(|_| world.handle.reserve(UserId::default(), 1, 10).unwrap())
         .collect();
     let Err(Reject::QueueFull {
         what,
         limit,
         retry_after,
-    }) = world.handle.reserve(1, 10)
+    }) = world.handle.reserve(UserId::default(), 1, 10)
     else {
         panic!("a sixth was taken");
     };
@@ -392,10 +395,10 @@ fn the_engine_takes_no_more_than_it_was_allowed() {
     drop(permits);
     let mut large = world
         .handle
-        .reserve(1, 500)
+        .reserve(UserId::default(), 1, 500)
         .expect("an empty engine takes it");
     assert!(matches!(
-        world.handle.reserve(1, 1),
+        world.handle.reserve(UserId::default(), 1, 1),
         Err(Reject::QueueFull {
             what: "max_queued_tokens",
             limit: 100,
@@ -403,5 +406,5 @@ fn the_engine_takes_no_more_than_it_was_allowed() {
         })
     ));
     large.settle(90);
-    assert!(world.handle.reserve(1, 10).is_ok());
+    assert!(world.handle.reserve(UserId::default(), 1, 10).is_ok());
 }

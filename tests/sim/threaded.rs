@@ -8,10 +8,10 @@ use girandole::engine::{
     EngineConfig, EngineHandle, EngineState, Observer, Reject, Submission, spawn,
 };
 use girandole::events::{EventKind, EventSink, FailureKind};
-use girandole::job::{Job, RequestId, TextJob};
+use girandole::job::{Job, Priority, RequestId, TextJob, UserId};
 use girandole::model::scripted::{Script, ScriptedModel, sleep};
 use girandole::model::{Admitted, Model, ModelError};
-use girandole::scheduler::{Batching, SchedulerConfig};
+use girandole::scheduler::{Batching, Fairness, SchedulerConfig};
 use girandole::time::{Clock, RealClock, Time};
 
 #[derive(Default)]
@@ -54,6 +54,7 @@ fn config() -> EngineConfig {
             max_queue_delay: Duration::from_millis(1),
             batching: Batching::Continuous,
             step_budget: Duration::from_millis(50),
+            fairness: Fairness::default(),
         },
         max_queued_requests: 8,
         max_queued_tokens: 10_000,
@@ -87,13 +88,14 @@ fn job(prompt: &str, max_tokens: u32) -> Arc<Job> {
 }
 
 fn submit(engine: &EngineHandle, id: u128, job: Arc<Job>) -> Result<Arc<Log>, Reject> {
-    let permit = engine.reserve(job.rows(), 10)?;
+    let permit = engine.reserve(UserId::default(), job.rows(), 10)?;
     let log = Arc::new(Log::default());
     let submission = Submission {
         id: RequestId::from_u128(id),
         job,
         log: Arc::clone(&log) as Arc<dyn EventSink>,
         deadline: None,
+        priority: Priority::Normal,
     };
     engine.submit(permit, submission)?;
     Ok(log)
@@ -147,7 +149,10 @@ async fn an_engine_that_cannot_load_says_why() {
     };
     assert!(reason.contains("no weights"), "{reason}");
     engine.until_stopped().await;
-    assert!(matches!(engine.reserve(1, 1), Err(Reject::Dead(_))));
+    assert!(matches!(
+        engine.reserve(UserId::default(), 1, 1),
+        Err(Reject::Dead(_))
+    ));
 }
 
 #[tokio::test]
@@ -155,7 +160,7 @@ async fn exactly_as_many_come_in_as_there_are_places() {
     let engine = scripted("");
     engine.until_started().await;
     let permits: Vec<_> = std::thread::scope(|scope| {
-        let reserve = || scope.spawn(|| engine.reserve(1, 1).ok());
+        let reserve = || scope.spawn(|| engine.reserve(UserId::default(), 1, 1).ok());
         let threads: Vec<_> = (0..100).map(|_| reserve()).collect();
         let joined = threads.into_iter().map(|thread| thread.join().unwrap());
         joined.flatten().collect()
@@ -163,11 +168,11 @@ async fn exactly_as_many_come_in_as_there_are_places() {
     // batch_size + max_queued_requests
     assert_eq!(permits.len(), 4 + 8);
     assert!(matches!(
-        engine.reserve(1, 1),
+        engine.reserve(UserId::default(), 1, 1),
         Err(Reject::QueueFull { .. })
     ));
     drop(permits);
-    assert!(engine.reserve(12, 1).is_ok());
+    assert!(engine.reserve(UserId::default(), 12, 1).is_ok());
 }
 
 #[tokio::test]
@@ -253,7 +258,10 @@ async fn a_dead_engine_closes_every_log_and_refuses() {
             .is_some_and(EventKind::is_terminal)
     );
     assert!(matches!(engine.state(), EngineState::Failed(_)));
-    assert!(matches!(engine.reserve(1, 1), Err(Reject::Dead(_))));
+    assert!(matches!(
+        engine.reserve(UserId::default(), 1, 1),
+        Err(Reject::Dead(_))
+    ));
 }
 
 #[tokio::test]

@@ -53,14 +53,15 @@ impl Model for Watched {
             let joins = held.all(|held| held.turn == book.turn && held.key == key);
             book.insist(joins, "joined a running batch");
         }
-        let overtaken = book.sent[..index]
-            .iter()
-            .any(|(_, sent)| sent.waits() && !(dynamic && self.inner.key(&sent.job) != key));
-        book.insist(!overtaken, "an earlier request still waits");
+        book.check_order(self.clock.now(), index);
+        let user = book.sent[index].1.who.user;
+        let may = book.may_run_more(user);
+        book.insist(may, "a user has more rows than may run");
         let next_choice = book.sent[index].1.rows_admitted;
         book.sent[index].1.rows_admitted += 1;
         book.insist(choice == next_choice, "rows out of order");
         let held = Held {
+            user,
             key,
             cost,
             turn: book.turn,
@@ -126,8 +127,14 @@ impl Watched {
         let same = keys.iter().all(|key| *key == keys[0]);
         book.insist(same, "keys are mixed in a pass");
         self.check_turn(book, rows);
-        let next = book.live().find(|sent| sent.waits());
-        let could_join = next.is_some_and(|next| book.fits(self.inner.cost(&next.job)));
+        let mut waiting = book
+            .live()
+            .filter(|sent| sent.waits() && book.may_run_more(sent.who.user))
+            .map(|sent| self.inner.cost(&sent.job))
+            .peekable();
+        // Whose turn it is does not fit, at least.
+        let could_join = waiting.peek().is_some() && waiting.all(|cost| book.fits(cost));
+        drop(waiting);
         let joins = book.batching() == Batching::Continuous;
         book.insist(!(joins && could_join), "there is room, and somebody waits");
     }

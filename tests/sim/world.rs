@@ -14,19 +14,21 @@ use girandole::batch::{BatchKey, Capacity, Emission, Next, Phase, PlannedRow, Ro
 use girandole::engine::turn::{Engine, Turn, unthreaded};
 use girandole::engine::{EngineConfig, EngineHandle, Observer, Reject, Submission};
 use girandole::events::EventSink;
-use girandole::job::{ImageJob, Job, RequestId, TextJob};
+use girandole::job::{ImageJob, Job, RequestId, TextJob, UserId};
 use girandole::model::Model;
 use girandole::model::scripted::{Pause, Script, ScriptedImageModel, ScriptedModel};
-use girandole::scheduler::{Batching, SchedulerConfig};
+use girandole::scheduler::{Batching, Fairness, SchedulerConfig};
 use girandole::time::{Clock, ManualClock, Time};
 
 use crate::log::Log;
+use crate::order::{Shares, Who};
 use crate::watched::Watched;
 
 /// A request that was taken by the engine.
 pub(crate) struct Sent {
     pub(crate) log: Arc<Log>,
     pub(crate) job: Arc<Job>,
+    pub(crate) who: Who,
     pub(crate) deadline: Option<Time>,
     pub(crate) at: Time,
     /// A cancel was sent while it was live.
@@ -66,6 +68,11 @@ pub(crate) enum Action {
         job: Job,
         deadline: Option<Duration>,
     },
+    SubmitAs {
+        who: Who,
+        job: Job,
+        deadline: Option<Duration>,
+    },
     /// Cancels the request that was sent so many requests ago.
     Cancel {
         back: usize,
@@ -81,7 +88,7 @@ pub(crate) struct Book {
     config: EngineConfig,
     capacity: Capacity,
     /// Asked for keys and costs, and nothing else.
-    twin: Box<dyn Model>,
+    pub(crate) twin: Box<dyn Model>,
     /// In the order of sending, which is that of the queue.
     pub(crate) sent: Vec<(RequestId, Sent)>,
     pub(crate) refused: u32,
@@ -92,6 +99,7 @@ pub(crate) struct Book {
     /// Groups of rows that could have a pass, and how long each may still wait.
     pub(crate) waits: BTreeMap<Group, Wait>,
     actions: VecDeque<(Time, Action)>,
+    pub(crate) shares: Shares,
     /// What the model's side found wrong. The engine contains panics in the model, so it is kept
     /// until the turn is over.
     violations: Vec<&'static str>,
@@ -99,6 +107,7 @@ pub(crate) struct Book {
 
 /// A slot in use.
 pub(crate) struct Held {
+    pub(crate) user: UserId,
     pub(crate) key: BatchKey,
     pub(crate) cost: RowCost,
     /// When it was taken.
@@ -164,6 +173,7 @@ pub(crate) fn config(batch_size: u32, batching: Batching) -> EngineConfig {
             max_queue_delay: Duration::from_millis(20),
             batching,
             step_budget: Duration::from_millis(50),
+            fairness: Fairness::default(),
         },
         max_queued_requests: 10_000,
         max_queued_tokens: 10_000_000,
@@ -205,6 +215,7 @@ impl World {
             passes: Vec::new(),
             waits: BTreeMap::new(),
             actions: VecDeque::new(),
+            shares: Shares::default(),
             violations: Vec::new(),
         }));
         let hand = Hand {
@@ -260,7 +271,12 @@ impl World {
     }
 
     fn send(&self, job: Job) -> Arc<Log> {
-        let sent = self.hand.submit(&self.handle, job, None);
+        self.send_as(Who::default(), job)
+    }
+
+    /// Sends a request now, as somebody.
+    pub(crate) fn send_as(&self, who: Who, job: Job) -> Arc<Log> {
+        let sent = self.hand.submit(&self.handle, who, job, None);
         sent.expect("there is room");
         let book = self.book.borrow();
         let (_, sent) = book.sent.last().expect("just sent");
@@ -342,9 +358,19 @@ impl World {
         for (id, sent) in &book.sent {
             assert!(sent.log.is_closed(), "{id} was lost");
         }
-        let limit = book.config.scheduler.batch_size + book.config.max_queued_requests;
-        let all = self.handle.reserve(limit, book.config.max_queued_tokens);
-        assert!(all.is_ok(), "a place was not given back");
+        let all = book.config.max_rows();
+        let of_one = book.config.max_rows_per_user();
+        let mut permits = Vec::new();
+        for user in 0..all / of_one {
+            let permit = self.handle.reserve(UserId(user.into()), of_one, 0);
+            permits.push(permit.expect("every place was given back"));
+        }
+        let rest = self.handle.reserve(UserId(all.into()), all % of_one, 0);
+        assert!(rest.is_ok(), "a place was not given back");
+        drop((permits, rest));
+        let tokens = book.config.max_queued_tokens;
+        let tokens = self.handle.reserve(UserId::default(), 1, tokens);
+        assert!(tokens.is_ok(), "tokens were not given back");
     }
 
     /// The texts that a request's rows would have if it were alone in the world.
@@ -406,9 +432,10 @@ impl Hand {
             };
             match due.expect("the front is there").1 {
                 Action::Submit { job, deadline } => {
-                    if self.submit(handle, job, deadline).is_err() {
-                        self.book.borrow_mut().refused += 1;
-                    }
+                    self.try_submit(handle, Who::default(), job, deadline);
+                }
+                Action::SubmitAs { who, job, deadline } => {
+                    self.try_submit(handle, who, job, deadline);
                 }
                 Action::Cancel { back } => {
                     if let Some(id) = self.mark_cancelled(back) {
@@ -433,15 +460,22 @@ impl Hand {
         Some(*id)
     }
 
+    fn try_submit(&self, handle: &EngineHandle, who: Who, job: Job, deadline: Option<Duration>) {
+        if self.submit(handle, who, job, deadline).is_err() {
+            self.book.borrow_mut().refused += 1;
+        }
+    }
+
     fn submit(
         &self,
         handle: &EngineHandle,
+        who: Who,
         job: Job,
         deadline: Option<Duration>,
     ) -> Result<(), Reject> {
         let now = self.clock.now();
         let job = Arc::new(job);
-        let mut permit = handle.reserve(job.rows(), 1)?;
+        let mut permit = handle.reserve(who.user, job.rows(), 1)?;
         permit.settle(prompt_tokens(&job));
         let id = RequestId::from_u128(self.book.borrow().sent.len() as u128 + 1);
         let log = Arc::new(Log::default());
@@ -451,11 +485,13 @@ impl Hand {
             job: Arc::clone(&job),
             log: Arc::clone(&log) as Arc<dyn EventSink>,
             deadline,
+            priority: who.priority,
         };
         handle.submit(permit, submission)?;
         let sent = Sent {
             log,
             job,
+            who,
             deadline,
             at: now,
             cancelled: false,
@@ -480,6 +516,10 @@ impl Book {
 
     pub(crate) fn batching(&self) -> Batching {
         self.config.scheduler.batching
+    }
+
+    pub(crate) fn fairness(&self) -> &Fairness {
+        &self.config.scheduler.fairness
     }
 
     fn memory_units_used(&self) -> u32 {

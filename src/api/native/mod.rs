@@ -67,8 +67,9 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
     responses(
         (status = 201, description = "accepted", body = Submitted),
         (status = 400, description = "a field is wrong; it is named"),
+        (status = 403, description = "priority is more than the caller may ask for"),
         (status = 422, description = "the Idempotency-Key was used with another body"),
-        (status = 429, description = "the queue is full; see Retry-After"),
+        (status = 429, description = "the queue is full, or the caller's part of it; see Retry-After"),
         (status = 503, description = "loading or draining; see Retry-After"),
     ))]
 pub(super) async fn create(
@@ -87,6 +88,7 @@ pub(super) async fn create(
     let options = SubmitOptions {
         caller,
         deadline: submission.deadline,
+        priority: submission.priority,
         idempotency,
         on_disconnect: if submission.detach {
             OnDisconnect::Detach

@@ -8,12 +8,14 @@ use crate::api::error::ApiError;
 use crate::api::openai::{read_chat, read_deadline};
 use crate::api::{AppState, ServedModel};
 use crate::intake::{Draft, Fields, Intake, Invalid, InvalidKind, Prompt, TextDraft};
+use crate::job::Priority;
 
 /// A submission, read but not checked.
 pub(super) struct Submission {
     pub(super) model: Arc<ServedModel>,
     pub(super) draft: Draft,
     pub(super) deadline: Option<Duration>,
+    pub(super) priority: Option<Priority>,
     pub(super) detach: bool,
 }
 
@@ -31,14 +33,24 @@ pub(super) fn parse(state: &AppState, body: &[u8]) -> Result<Submission, ApiErro
     };
     let deadline = read_deadline(&mut fields, state.config.max_deadline)?;
     let detach = fields.boolean("detach")?.unwrap_or(false);
-    fields.only("priority", &[])?;
+    let priority = priority(&mut fields)?;
     fields.finish()?;
     Ok(Submission {
         model,
         draft,
         deadline,
+        priority,
         detach,
     })
+}
+
+fn priority(fields: &mut Fields) -> Result<Option<Priority>, Invalid> {
+    const FIELD: &str = "priority";
+    let known = |name: String| {
+        Priority::from_name(&name)
+            .ok_or_else(|| Invalid::value(FIELD, "must be one of interactive, normal, batch"))
+    };
+    fields.string(FIELD)?.map(known).transpose()
 }
 
 fn text(fields: &mut Fields) -> Result<TextDraft, Invalid> {

@@ -64,6 +64,9 @@ pub struct SubmitBody {
     /// Runs to its end, whether or not anybody reads it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detach: Option<bool>,
+    /// `interactive`, `normal` (the default) or `batch`: the more urgent start first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<String>,
     /// Further fields: `min_p`, `typical_p`, `presence_penalty`, `frequency_penalty`,
     /// `repetition_penalty`, `logit_bias`, `stop_token_ids`, `include_stop_str_in_output`,
     /// `skip_special_tokens`, `prompt_logprobs`, `truncate_prompt_tokens`, `add_special_tokens`,

@@ -74,6 +74,9 @@ pub struct ImageSubmitBody {
     /// Runs to its end, whether or not anybody reads it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detach: Option<bool>,
+    /// `interactive`, `normal` (the default) or `batch`: the more urgent start first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<String>,
 }
 
 /// Data of the events `progress`, `preview` and `image`: one entry for each picture that has news.

@@ -62,6 +62,7 @@ pub(super) fn read(mut fields: Fields, max_deadline: Duration) -> Result<Call, I
     let mut draft = TextDraft::new(Prompt::Chat(read_chat(messages, &mut fields)?));
     let stream = request::read_stream(&mut fields)?;
     let deadline = request::read_deadline(&mut fields, max_deadline)?;
+    let priority = request::read_priority(&mut fields)?;
     neutral::read_chat(&mut fields)?;
 
     draft.logprobs = read_logprobs(&mut fields)?;
@@ -90,6 +91,7 @@ pub(super) fn read(mut fields: Fields, max_deadline: Duration) -> Result<Call, I
         drafts: vec![draft],
         echo: false,
         stream,
+        priority,
         deadline,
     })
 }

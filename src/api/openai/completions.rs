@@ -65,6 +65,7 @@ pub(super) fn read(
     let prompts = read_prompts(&mut fields, max_prompts)?;
     let stream = request::read_stream(&mut fields)?;
     let deadline = request::read_deadline(&mut fields, max_deadline)?;
+    let priority = request::read_priority(&mut fields)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
     neutral::read_completions(&mut fields)?;
 
@@ -99,6 +100,7 @@ pub(super) fn read(
         drafts,
         echo,
         stream,
+        priority,
         deadline,
     })
 }

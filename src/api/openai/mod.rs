@@ -8,6 +8,8 @@
 //!   `min_tokens`, `ignore_eos`, `n`, `logprobs`, `prompt_logprobs` (not in streams),
 //!   `truncate_prompt_tokens`, `add_special_tokens`, `stream`, `stream_options.include_usage`, and
 //!   our own `deadline_ms`, after which a request that has not ended fails with 504.
+//! - *Priority:* `service_tier` (`flex`: batch, `auto` and `default`: normal, `priority`: interactive), or vLLM's
+//!   `priority` (above, at and below 0).
 //! - *Chat:* `messages`, `max_completion_tokens`, `top_logprobs`, `chat_template_kwargs`,
 //!   `add_generation_prompt`, `continue_final_message`.
 //! - *Completions:* `prompt` (a text, token ids, or a list of either; a stream takes one),

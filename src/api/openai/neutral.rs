@@ -21,7 +21,6 @@ pub(super) fn read_shared(fields: &mut Fields) -> Result<(), Invalid> {
         fields,
         vec![
             ("store", vec![json!(false)]),
-            ("service_tier", vec![json!("auto"), json!("default")]),
             ("use_beam_search", vec![json!(false)]),
             ("length_penalty", vec![json!(1), json!(1.0)]),
             ("early_stopping", vec![json!(false)]),
@@ -31,7 +30,6 @@ pub(super) fn read_shared(fields: &mut Fields) -> Result<(), Invalid> {
             ("spaces_between_special_tokens", vec![json!(true)]),
             ("return_tokens_as_token_ids", vec![json!(false)]),
             ("return_token_ids", vec![json!(false)]),
-            ("priority", vec![json!(0)]),
             ("response_format", vec![json!({"type": "text"})]),
             ("structured_outputs", vec![]),
             ("guided_json", vec![]),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::neutral;
 use crate::intake::{Fields, Invalid, InvalidKind, TextDraft};
+use crate::job::Priority;
 
 /// A body that has been read: what to make, how to show it, and how to serve it.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) struct Call {
     pub(super) echo: bool,
     /// Stream, and how.
     pub(super) stream: Option<StreamOptions>,
+    /// How urgent it asks to be.
+    pub(super) priority: Option<Priority>,
     /// Give up after this.
     pub(super) deadline: Option<Duration>,
 }
@@ -83,6 +86,38 @@ pub(crate) fn read_deadline(
             "deadline_ms",
             format!("must be between 1 and {most} (max_deadline)"),
         )),
+    }
+}
+
+/// Reads `service_tier`, OpenAI's word for it, and `priority`, vLLM's: a number, the lower the more
+/// urgent, of which only the sign counts here.
+///
+/// # Errors
+/// Wrong types, an unknown tier, or two that differ.
+pub(super) fn read_priority(fields: &mut Fields) -> Result<Option<Priority>, Invalid> {
+    let tier = match fields.string("service_tier")?.as_deref() {
+        None | Some("auto") => None,
+        Some("default") => Some(Priority::Normal),
+        Some("priority") => Some(Priority::Interactive),
+        Some("flex") => Some(Priority::Batch),
+        Some(_) => {
+            return Err(Invalid::value(
+                "service_tier",
+                "must be one of auto, default, priority, flex",
+            ));
+        }
+    };
+    let number = fields.integer("priority")?.map(|number| match number {
+        ..0 => Priority::Interactive,
+        0 => Priority::Normal,
+        1.. => Priority::Batch,
+    });
+    match (tier, number) {
+        (Some(tier), Some(number)) if tier != number => Err(Invalid::value(
+            "priority",
+            "and service_tier ask for different classes",
+        )),
+        (tier, number) => Ok(tier.or(number)),
     }
 }
 

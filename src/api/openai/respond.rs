@@ -62,6 +62,7 @@ impl Client {
         SubmitOptions {
             caller: self.caller.clone(),
             deadline: call.deadline,
+            priority: call.priority,
             idempotency,
             on_disconnect: OnDisconnect::AbandonAfter(state.config.openai_grace),
             openai: Some(ReplyShape::Text(shape)),
@@ -116,7 +117,7 @@ pub(super) async fn respond(
 /// # Errors
 /// 400: together they have more rows than the engine ever holds; a 429 would come for ever.
 fn check_places(model: &ServedModel, drafts: &[TextDraft]) -> Result<(), Invalid> {
-    let places = model.engine.max_rows();
+    let places = model.engine.max_rows_per_user();
     let mut rows = 0;
     for draft in drafts {
         rows += u64::from(model.intake.text()?.rows(draft)?);
@@ -183,7 +184,7 @@ fn echo_of(intake: &TextIntake, draft: &TextDraft) -> Result<Echo, Invalid> {
 fn streamed(state: &Arc<AppState>, accepted: Accepted) -> Response {
     let dialect = Box::new(ChunkDialect::of(&accepted.request));
     let id = accepted.request.id;
-    let stream = sse::stream(state, &accepted.request, accepted.log, 0, dialect);
+    let stream = sse::answer(state, &accepted.request, accepted.log, dialect);
     with_id(stream, id)
 }
 

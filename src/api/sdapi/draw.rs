@@ -102,6 +102,7 @@ async fn draw(
     let options = SubmitOptions {
         caller: client.who.caller(),
         deadline: None,
+        priority: None,
         idempotency,
         on_disconnect: OnDisconnect::AbandonAfter(state.config.openai_grace),
         openai: None,

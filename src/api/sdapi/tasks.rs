@@ -200,12 +200,12 @@ mod tests {
     use crate::api::auth::Caller;
 
     fn key(name: &str) -> Who {
-        Who::new(Caller(Some(name.into())), None)
+        Who::new(Caller::new(Some(name.into()), None))
     }
 
     fn address(last: u8) -> Who {
         let address = IpAddr::from([127, 0, 0, last]);
-        Who::new(Caller::default(), Some(address))
+        Who::new(Caller::new(None, Some(address)))
     }
 
     fn is(found: Option<Arc<Task>>, arrival: &Arrival) -> bool {
@@ -225,10 +225,8 @@ mod tests {
         assert!(is(tasks.find(&address(2), None), &far));
         assert!(tasks.find(&key("carol"), None).is_none());
         // A key's owner is known wherever it calls from.
-        let elsewhere = Who::new(
-            Caller(Some("bob".into())),
-            Some(IpAddr::from([10, 0, 0, 9])),
-        );
+        let address = IpAddr::from([10, 0, 0, 9]);
+        let elsewhere = Who::new(Caller::new(Some("bob".into()), Some(address)));
         assert!(is(tasks.find(&elsewhere, None), &bobs));
     }
 

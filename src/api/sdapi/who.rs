@@ -7,7 +7,6 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
 use crate::api::auth::Caller;
-use crate::api::serve::PeerAddress;
 
 /// A caller: its key, or, where no keys are asked for, the address that it calls from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,8 +17,8 @@ pub(super) struct Who {
 
 impl Who {
     /// A key tells enough: its owner may call from anywhere.
-    pub(super) fn new(caller: Caller, address: Option<IpAddr>) -> Self {
-        let address = address.filter(|_| caller.0.is_none());
+    pub(super) fn new(caller: Caller) -> Self {
+        let address = caller.address().filter(|_| caller.key().is_none());
         Who { caller, address }
     }
 
@@ -34,10 +33,6 @@ impl<S: Sync> FromRequestParts<S> for Who {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         let caller = parts.extensions.get::<Caller>().cloned();
-        let address = parts.extensions.get::<PeerAddress>();
-        Ok(Who::new(
-            caller.unwrap_or_default(),
-            address.map(|peer| peer.0),
-        ))
+        Ok(Who::new(caller.unwrap_or_default()))
     }
 }

@@ -87,6 +87,7 @@ pub(super) async fn respond(
     let options = SubmitOptions {
         caller,
         deadline,
+        priority: None,
         idempotency,
         on_disconnect: OnDisconnect::AbandonAfter(state.config.openai_grace),
         openai: Some(ReplyShape::Images(shape.clone())),
@@ -97,7 +98,7 @@ pub(super) async fn respond(
     let id = accepted.request.id;
     if stream {
         let dialect = Box::new(ImageDialect::of(&accepted.request));
-        let stream = sse::stream(state, &accepted.request, accepted.log, 0, dialect);
+        let stream = sse::answer(state, &accepted.request, accepted.log, dialect);
         return Ok(with_id(stream, id));
     }
     let base = as_urls.then(|| base_url(headers));
