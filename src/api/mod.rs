@@ -7,6 +7,7 @@ pub mod auth;
 mod blocking;
 mod body;
 pub mod error;
+mod form;
 mod layers;
 pub mod native;
 pub mod openai;
