@@ -8,6 +8,7 @@ mod blocking;
 mod body;
 pub mod error;
 mod form;
+pub mod gradio;
 mod layers;
 pub mod native;
 pub mod openai;
@@ -70,6 +71,10 @@ pub struct EdgeConfig {
     pub body_read_timeout: Duration,
     /// Origins that browsers may call from; empty switches CORS off, `*` allows all.
     pub cors_origins: Vec<String>,
+    /// Where clients reach the service, without a slash at the end; `None`: where the request says.
+    pub public_url: Option<String>,
+    /// Gradio's dialect.
+    pub gradio: gradio::GradioConfig,
 }
 
 impl Default for EdgeConfig {
@@ -89,6 +94,8 @@ impl Default for EdgeConfig {
             header_read_timeout: Duration::from_secs(10),
             body_read_timeout: Duration::from_secs(30),
             cors_origins: Vec::new(),
+            public_url: None,
+            gradio: gradio::GradioConfig::default(),
         }
     }
 }
@@ -134,6 +141,7 @@ pub struct AppState {
     pub metrics: Arc<dyn EdgeMetrics>,
     /// What the edge knows of each request whose log is kept.
     pub requests: Arc<Requests>,
+    gradio: gradio::Gradio,
     body_budget: BodyBudget,
 }
 
@@ -153,6 +161,7 @@ impl AppState {
         assert!(!models.is_empty(), "the service serves at least one model");
         let body_budget = BodyBudget::new(config.max_body_bytes_in_flight);
         Arc::new(AppState {
+            gradio: gradio::Gradio::new(&models, &config.gradio, &clock),
             body_budget,
             models,
             store,
@@ -186,6 +195,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .merge(native::routes())
         .merge(openai::routes())
         .merge(sdapi::routes())
+        .merge(gradio::routes())
         .merge(tokens::routes())
         .merge(ops::routes())
         .merge(openapi::routes())

@@ -85,6 +85,7 @@ pub async fn serve(
             _ = sweep.tick() => {
                 state.store.sweep();
                 state.requests.sweep();
+                state.gradio.sweep();
                 continue;
             }
         };

@@ -8,6 +8,7 @@ use super::layers::{self, FileLayer, ModelTable, Origin, Values};
 use super::settings::SETTINGS;
 use super::{Config, ConfigError, LogConfig, LogFormat, ModelConfig};
 use crate::api::EdgeConfig;
+use crate::api::gradio::GradioConfig;
 use crate::engine::EngineConfig;
 use crate::events::store::Retention;
 use crate::intake::{ImageLimits, TextLimits};
@@ -137,7 +138,41 @@ fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
         header_read_timeout: values.millis("header_timeout_ms", 10..=HOUR_MS)?,
         body_read_timeout: values.millis("body_timeout_ms", 10..=HOUR_MS)?,
         cors_origins: cors_origins(values)?,
+        public_url: public_url(values)?,
+        gradio: gradio(values)?,
     })
+}
+
+fn gradio(values: &Values) -> Result<GradioConfig, ConfigError> {
+    Ok(GradioConfig {
+        // Clients open their stream only when they know that they have joined.
+        grace: values.millis("gradio_grace_ms", 1_000..=HOUR_MS)?,
+        linger: values.millis("gradio_linger_ms", 0..=60_000)?,
+        max_sessions: values.number("gradio_max_sessions", 1..=MAX_COUNT)?,
+        max_session_events: values.number("gradio_max_session_events", 1..=MAX_COUNT)?,
+        session_ttl: values.seconds("gradio_session_ttl_s", 1..=DAY_S)?,
+        max_uploads: values.number("gradio_max_uploads", 0..=MAX_COUNT)?,
+        max_upload_bytes: values.number("gradio_max_upload_bytes", 0..=MAX_BYTES)?,
+        upload_ttl: values.seconds("gradio_upload_ttl_s", 1..=DAY_S)?,
+    })
+}
+
+fn public_url(values: &Values) -> Result<Option<String>, ConfigError> {
+    let Some(url) = values.text("public_url").filter(|url| !url.is_empty()) else {
+        return Ok(None);
+    };
+    let rest = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"));
+    match rest {
+        Some(rest) if !rest.is_empty() && !url.contains(['?', '#', ' ']) => {
+            Ok(Some(url.trim_end_matches('/').to_owned()))
+        }
+        _ => {
+            let must = "an address such as https://example.org/demo";
+            Err(values.refuse("public_url", url, must))
+        }
+    }
 }
 
 fn cors_origins(values: &Values) -> Result<Vec<String>, ConfigError> {
@@ -571,6 +606,9 @@ mod tests {
             ("--host 0.0.0.0", "", vec![], "api_key_file"),
             ("--host ::", "", vec![], "allow_unauthenticated"),
             ("--cors-origin example.org", "", vec![], "exact origin"),
+            ("--public-url example.org", "", vec![], "an address such as"),
+            ("--public-url https://", "", vec![], "an address such as"),
+            ("--gradio-max-sessions 0", "", vec![], "from 1 to"),
             (
                 "--cors-origin https://example.org/",
                 "",

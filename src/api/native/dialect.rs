@@ -189,7 +189,7 @@ impl NativeDialect {
 }
 
 /// Previews are small, and told as they are: browsers scale.
-fn preview_encoding() -> Encoding {
+pub(in crate::api) fn preview_encoding() -> Encoding {
     Encoding {
         format: PictureFormat::Png,
         quality: DEFAULT_QUALITY,
