@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use girandole::api::auth::ApiKeys;
-use girandole::api::serve::serve;
+use girandole::api::serve::{listen, serve};
 use girandole::api::{AppState, ServedModel};
 use girandole::bench::{self, EngineBench, ReportFormat};
 use girandole::config::{BenchCommand, Command, CommandLine, Config, ModelConfig, ModelsCommand};
@@ -313,9 +312,8 @@ async fn listen_and_serve(
     prepared: Vec<PreparedModel>,
 ) -> anyhow::Result<()> {
     let signals = Signals::catch().context("cannot catch signals")?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let listener =
+        listen(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr().context("cannot tell the address")?;
     let clock = Arc::new(RealClock::start());
     let metrics = Arc::new(Metrics::new(

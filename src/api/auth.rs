@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use base64::Engine;
@@ -244,6 +244,10 @@ pub(super) async fn layer(
         let secret = match shape {
             // The web UI's clients know no other scheme.
             ErrorShape::WebUi => bearer(headers).map(Vec::from).or_else(|| basic(headers)),
+            // The Python client's `token` comes under a name of its own.
+            ErrorShape::Gradio => bearer(headers)
+                .or_else(|| bearer_in(headers, GRADIO_AUTHORIZATION))
+                .map(Vec::from),
             _ => bearer(headers).map(Vec::from),
         };
         match secret.and_then(|secret| state.keys.find(&secret)) {
@@ -266,8 +270,15 @@ pub(super) async fn layer(
     next.run(request).await
 }
 
+/// Where Gradio's Python client puts its token.
+const GRADIO_AUTHORIZATION: HeaderName = HeaderName::from_static("x-hf-authorization");
+
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let value = headers.get(AUTHORIZATION)?.as_bytes();
+    bearer_in(headers, AUTHORIZATION)
+}
+
+fn bearer_in(headers: &HeaderMap, name: HeaderName) -> Option<&[u8]> {
+    let value = headers.get(name)?.as_bytes();
     let (scheme, secret) = value.split_at_checked("Bearer ".len())?;
     scheme
         .eq_ignore_ascii_case(b"Bearer ")

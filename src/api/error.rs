@@ -39,6 +39,9 @@ pub enum ErrorShape {
     OpenAi,
     /// `{"error": code, "detail": message, "body": "", "errors": message, "field"}`
     WebUi,
+    /// `{"detail": message, "error": message, "code", "field"}`; of a 422, `detail` lists what is wrong, as
+    /// Gradio's validators do.
+    Gradio,
 }
 
 impl ErrorShape {
@@ -49,6 +52,8 @@ impl ErrorShape {
             ErrorShape::OpenAi
         } else if path.starts_with("/sdapi/") || path.starts_with("/internal/") {
             ErrorShape::WebUi
+        } else if path == "/config" || path.starts_with("/gradio_api/") {
+            ErrorShape::Gradio
         } else {
             ErrorShape::Native
         }
@@ -153,6 +158,20 @@ impl ApiError {
                 "detail": self.message,
                 "body": "",
                 "errors": self.message,
+                "field": self.field,
+            }),
+            ErrorShape::Gradio => json!({
+                "detail": match self.status {
+                    StatusCode::UNPROCESSABLE_ENTITY => json!([{
+                        "__type__": "validate",
+                        "is_valid": false,
+                        "parameter_name": self.field,
+                        "message": self.message,
+                    }]),
+                    _ => self.message.as_str().into(),
+                },
+                "error": self.message,
+                "code": self.code,
                 "field": self.field,
             }),
         }

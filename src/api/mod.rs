@@ -8,6 +8,8 @@ pub mod auth;
 mod blocking;
 mod body;
 pub mod error;
+mod form;
+pub mod gradio;
 mod layers;
 pub mod native;
 pub mod openai;
@@ -32,7 +34,7 @@ use crate::engine::EngineHandle;
 use crate::events::store::EventStore;
 use crate::intake::Intake;
 use crate::job::Priority;
-use crate::time::RealClock;
+use crate::time::{Clock, RealClock, Time};
 
 pub use address::{AddressHeader, Network, Proxies};
 use auth::{ApiKeys, UserIds};
@@ -87,6 +89,10 @@ pub struct EdgeConfig {
     pub max_priority: Priority,
     /// Origins that browsers may call from; empty switches CORS off, `*` allows all.
     pub cors_origins: Vec<String>,
+    /// Where clients reach the service, without a slash at the end; `None`: where the request says.
+    pub public_url: Option<String>,
+    /// Gradio's dialect.
+    pub gradio: gradio::GradioConfig,
 }
 
 impl Default for EdgeConfig {
@@ -112,6 +118,8 @@ impl Default for EdgeConfig {
             proxies: Proxies::default(),
             max_priority: Priority::Normal,
             cors_origins: Vec::new(),
+            public_url: None,
+            gradio: gradio::GradioConfig::default(),
         }
     }
 }
@@ -157,6 +165,7 @@ pub struct AppState {
     pub metrics: Arc<dyn EdgeMetrics>,
     /// What the edge knows of each request whose log is kept.
     pub requests: Arc<Requests>,
+    gradio: gradio::Gradio,
     body_budget: BodyBudget,
     user_ids: UserIds,
 }
@@ -178,6 +187,7 @@ impl AppState {
         let body_budget = BodyBudget::new(config.max_body_bytes_in_flight);
         blocking::set_places(&config);
         Arc::new(AppState {
+            gradio: gradio::Gradio::new(&models, &config.gradio, &clock),
             body_budget,
             user_ids: UserIds::default(),
             models,
@@ -188,6 +198,11 @@ impl AppState {
             metrics,
             requests: Arc::default(),
         })
+    }
+
+    /// When a stream that begins now has to end.
+    fn end_of_stream(&self, max_age: Option<Duration>) -> Time {
+        max_age.map_or(Time::FAR_FUTURE, |age| self.clock.now() + age)
     }
 
     /// The model of this name; the first for `None`.
@@ -212,6 +227,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .merge(native::routes())
         .merge(openai::routes())
         .merge(sdapi::routes())
+        .merge(gradio::routes())
         .merge(tokens::routes())
         .merge(ops::routes())
         .merge(openapi::routes())

@@ -6,7 +6,7 @@ use axum::Router;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{AppState, native, openai, ops, sdapi};
+use super::{AppState, gradio, native, openai, ops, sdapi};
 
 /// The description: `/openapi.json`.
 #[derive(OpenApi)]
@@ -55,7 +55,8 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
             "/openapi.json",
             Description::openapi()
                 .merge_from(openai::description())
-                .merge_from(sdapi::description()),
+                .merge_from(sdapi::description())
+                .merge_from(gradio::description()),
         )
         .into()
 }

@@ -4,7 +4,8 @@
 //! Our own instead of `axum::serve`, which gives no access to hyper's limits. HTTP/1.1 without TLS:
 //! a proxy in front brings the rest.
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -36,6 +37,27 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long to wait after a failed `accept` (for want of file descriptors, as a rule).
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Connections that the system may take for us before we do. With fewer, a crowd that comes at once
+/// overflows them, and who is left out tries again after a second at the earliest. The system has a
+/// limit of its own (`net.core.somaxconn`).
+const BACKLOG: u32 = 4_096;
+
+/// Listens on `address`.
+///
+/// # Errors
+/// The system's own.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // As `TcpListener::bind` does: a port that was in use a moment ago can be had again.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves `listener` until `stop` is done; then takes no new connection, lets open ones finish the
 /// answer they are at, and closes what is left after the time that `stop` said.
@@ -63,6 +85,7 @@ pub async fn serve(
             _ = sweep.tick() => {
                 state.store.sweep();
                 state.requests.sweep();
+                state.gradio.sweep();
                 continue;
             }
         };

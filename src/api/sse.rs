@@ -12,6 +12,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::error::ApiError;
@@ -42,6 +43,9 @@ pub struct Frame {
 /// Stands in a frame's data where a picture is to be told. Frames with pictures hold nothing that came
 /// from a client, so it stands nowhere else.
 pub const PICTURE: &str = "<picture>";
+
+/// A comment, which clients skip.
+pub(super) const COMMENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
 /// What a silent stream says to keep proxies from closing it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,14 +164,8 @@ pub fn stream(
     after: u64,
     dialect: Box<dyn Dialect>,
 ) -> Response {
-    stream_for(
-        state,
-        request,
-        log,
-        after,
-        dialect,
-        state.config.max_stream_age,
-    )
+    let max_age = state.config.max_stream_age;
+    stream_for(state, request, log, after, dialect, max_age)
 }
 
 /// [`stream`], which ends between two messages when it is `max_age` old.
@@ -176,49 +174,23 @@ fn stream_for(
     request: &Arc<Request>,
     log: Arc<SharedLog>,
     after: u64,
-    mut dialect: Box<dyn Dialect>,
+    dialect: Box<dyn Dialect>,
     max_age: Option<Duration>,
 ) -> Response {
-    let mut pending = VecDeque::new();
-    let mut seen = match after {
-        0 => Vec::new(),
-        _ => log.read_from(1),
+    let Some(mut frames) = FrameStream::open(state, request, log, after, dialect) else {
+        return StatusCode::NO_CONTENT.into_response();
     };
-    seen.retain(|event| event.seq <= after);
-    let over = seen.last().is_some_and(|event| event.kind.is_terminal());
-    if !seen.is_empty() {
-        dialect.frames(&coalesce(seen));
-    }
-    if over {
-        pending.extend(dialect.after_end());
-        if pending.is_empty() {
-            return StatusCode::NO_CONTENT.into_response();
-        }
-    }
-    state.metrics.open_streams(1);
-    let frames = FrameStream {
-        pacer: Pacer::new(
-            state.config.max_frames_per_second,
-            dialect.terminal_frames(),
-        ),
-        state: Arc::clone(state),
-        _reader: request.reader(),
-        log,
-        dialect,
-        pending,
-        encoding: None,
-        said_up_to: after,
-        seen: after,
-        over,
-        output_said: false,
-        last_said: state.clock.now(),
-        ends_at: max_age.map_or(Time::FAR_FUTURE, |age| state.clock.now() + age),
-    };
-    let body = futures_util::stream::unfold(frames, async |mut frames| {
+    frames.ends_at = state.end_of_stream(max_age);
+    respond(futures_util::stream::unfold(frames, async |mut frames| {
         let bytes = frames.next().await?;
-        Some((Ok::<Bytes, Infallible>(bytes), frames))
-    });
-    let mut response = Response::new(Body::from_stream(body));
+        Some((bytes, frames))
+    }))
+}
+
+/// A response whose body is a stream of server-sent events, with the head that proxies need.
+pub(super) fn respond(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let body = Body::from_stream(events.map(Ok::<Bytes, Infallible>));
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // `no-transform` and the second header keep proxies from compressing and from buffering.
@@ -230,8 +202,8 @@ fn stream_for(
     response
 }
 
-/// One client's stream.
-struct FrameStream {
+/// What one client reads of one log.
+pub(super) struct FrameStream {
     state: Arc<AppState>,
     _reader: Reader,
     log: Arc<SharedLog>,
@@ -254,39 +226,96 @@ struct FrameStream {
 }
 
 impl FrameStream {
+    /// A reader of what comes after event number `after`. `None` if it has seen the end and the dialect has
+    /// nothing to say to that.
+    pub(super) fn open(
+        state: &Arc<AppState>,
+        request: &Arc<Request>,
+        log: Arc<SharedLog>,
+        after: u64,
+        mut dialect: Box<dyn Dialect>,
+    ) -> Option<Self> {
+        let mut pending = VecDeque::new();
+        let mut seen = match after {
+            0 => Vec::new(),
+            _ => log.read_from(1),
+        };
+        seen.retain(|event| event.seq <= after);
+        let over = seen.last().is_some_and(|event| event.kind.is_terminal());
+        if !seen.is_empty() {
+            dialect.frames(&coalesce(seen));
+        }
+        if over {
+            pending.extend(dialect.after_end());
+            if pending.is_empty() {
+                return None;
+            }
+        }
+        state.metrics.open_streams(1);
+        Some(FrameStream {
+            pacer: Pacer::new(
+                state.config.max_frames_per_second,
+                dialect.terminal_frames(),
+            ),
+            state: Arc::clone(state),
+            _reader: request.reader(),
+            log,
+            dialect,
+            pending,
+            encoding: None,
+            said_up_to: after,
+            seen: after,
+            over,
+            output_said: false,
+            last_said: state.clock.now(),
+            ends_at: Time::FAR_FUTURE,
+        })
+    }
+
     /// What goes to the socket next; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if self.encoding.is_none()
-                && let Some(frame) = self.pending.pop_front()
-            {
-                self.encoding = Some((frame.id, Box::pin(encode(frame))));
+        let silent_until = self.last_said + self.state.config.keep_alive;
+        while self.encoding.is_none() {
+            let until = match self.pending.is_empty() {
+                true => silent_until.min(self.ends_at),
+                false => silent_until,
+            };
+            match timeout_at(self.instant(until), self.next_frame()).await {
+                Ok(None) => return None,
+                Ok(Some(frame)) => self.encoding = Some((frame.id, Box::pin(encode(frame)))),
+                Err(_) if self.state.clock.now() >= silent_until => {
+                    return Some(self.keep_alive().await);
+                }
+                // The stream is of age: what was taken from the log is still said.
+                Err(_) => {}
             }
-            if let Some((id, encoding)) = &mut self.encoding {
-                // Pictures of others may be encoded first: that takes its time, too.
-                let (id, due) = (*id, self.last_said + self.state.config.keep_alive);
-                let due = Instant::from_std(self.state.clock.instant(due));
-                let Ok(bytes) = timeout_at(due, encoding).await else {
-                    return Some(self.keep_alive(self.said_up_to).await);
-                };
-                self.encoding = None;
+        }
+        let due = self.instant(silent_until);
+        let (id, encoding) = self.encoding.as_mut()?;
+        let id = *id;
+        // Pictures of others may be encoded first: that takes its time, too.
+        let Ok(bytes) = timeout_at(due, encoding).await else {
+            return Some(self.keep_alive().await);
+        };
+        self.encoding = None;
+        self.said_up_to = id;
+        self.said();
+        Some(bytes)
+    }
+
+    /// The next frame, when its turn has come; `None` at the end. Dropped while it waits, it loses nothing.
+    /// Whoever says the frame tells so with [`said`](Self::said).
+    pub(super) async fn next_frame(&mut self) -> Option<Frame> {
+        loop {
+            if !self.pending.is_empty() {
                 self.wait_for_room().await;
-                self.said_up_to = id;
-                return Some(self.say(bytes));
+                return self.pending.pop_front();
             }
             // Everything that was taken from the log has been said, so the last id covers it.
             if self.over || self.state.clock.now() >= self.ends_at {
                 return None;
             }
-            let silent_until = self.last_said + self.state.config.keep_alive;
-            let until = silent_until.min(self.ends_at);
-            let news = self.log.wait_beyond(self.seen);
-            if timeout_at(self.instant(until), news).await.is_err() {
-                if self.state.clock.now() >= self.ends_at {
-                    return None;
-                }
-                return Some(self.keep_alive(self.seen).await);
-            }
+            self.log.wait_beyond(self.seen).await;
             self.wait_for_turn().await;
             self.take_batch();
         }
@@ -338,15 +367,19 @@ impl FrameStream {
         }
     }
 
-    fn say(&mut self, bytes: Bytes) -> Bytes {
+    /// A frame was said just now.
+    pub(super) fn said(&mut self) {
         self.last_said = self.state.clock.now();
         self.pacer.said(self.last_said);
         self.state.metrics.frames(self.dialect.name(), 1);
-        bytes
     }
 
-    /// `id`: the client has been told everything up to this event.
-    async fn keep_alive(&mut self, id: u64) -> Bytes {
+    async fn keep_alive(&mut self) -> Bytes {
+        // The id says up to where the client has been told: all that was read, or what is not on its way yet.
+        let id = match self.pending.is_empty() && self.encoding.is_none() {
+            true => self.seen,
+            false => self.said_up_to,
+        };
         match self.dialect.keep_alive() {
             KeepAlive::Frame(data) => {
                 let frame = Frame {
@@ -356,11 +389,12 @@ impl FrameStream {
                     pictures: Vec::new(),
                 };
                 let bytes = encode(frame).await;
-                self.say(bytes)
+                self.said();
+                bytes
             }
             KeepAlive::Comment => {
                 self.last_said = self.state.clock.now();
-                Bytes::from_static(b": keep-alive\n\n")
+                COMMENT
             }
         }
     }
@@ -376,9 +410,16 @@ impl Drop for FrameStream {
     }
 }
 
+/// The frame as it stands on the wire, under its own id.
 async fn encode(frame: Frame) -> Bytes {
+    let id = frame.id;
+    Bytes::from(format!("id: {id}\n{}", encode_without_id(&frame).await))
+}
+
+/// The frame as it stands on the wire, but for the line of its id.
+pub(super) async fn encode_without_id(frame: &Frame) -> String {
     debug_assert!(!frame.data.contains(['\n', '\r']), "data is one line");
-    let mut text = format!("id: {}\n", frame.id);
+    let mut text = String::with_capacity(frame.data.len() + 32);
     if let Some(event) = frame.event {
         text.push_str("event: ");
         text.push_str(event);
@@ -399,5 +440,5 @@ async fn encode(frame: Frame) -> Bytes {
     }
     text.push_str(rest);
     text.push_str("\n\n");
-    Bytes::from(text)
+    text
 }

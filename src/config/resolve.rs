@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::layers::{self, FileLayer, ModelTable, Origin, Values};
 use super::settings::SETTINGS;
 use super::{Config, ConfigError, LogConfig, LogFormat, ModelConfig};
+use crate::api::gradio::GradioConfig;
 use crate::api::{AddressHeader, EdgeConfig, Proxies};
 use crate::engine::EngineConfig;
 use crate::events::store::Retention;
@@ -156,6 +157,8 @@ fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
             &Priority::ALL.map(|class| (class.name(), class)),
         )?,
         cors_origins: cors_origins(values)?,
+        public_url: public_url(values)?,
+        gradio: gradio(values)?,
     })
 }
 
@@ -177,6 +180,37 @@ fn proxies(values: &Values) -> Result<Proxies, ConfigError> {
         trusted,
         header: values.choice("client_address_header", &AddressHeader::ALL)?,
     })
+}
+
+fn gradio(values: &Values) -> Result<GradioConfig, ConfigError> {
+    Ok(GradioConfig {
+        grace: values.millis("gradio_grace_ms", 0..=HOUR_MS)?,
+        linger: values.millis("gradio_linger_ms", 0..=60_000)?,
+        max_sessions: values.number("gradio_max_sessions", 1..=MAX_COUNT)?,
+        max_session_events: values.number("gradio_max_session_events", 1..=MAX_COUNT)?,
+        session_ttl: values.seconds("gradio_session_ttl_s", 1..=DAY_S)?,
+        max_uploads: values.number("gradio_max_uploads", 0..=MAX_COUNT)?,
+        max_upload_bytes: values.number("gradio_max_upload_bytes", 0..=MAX_BYTES)?,
+        upload_ttl: values.seconds("gradio_upload_ttl_s", 1..=DAY_S)?,
+    })
+}
+
+fn public_url(values: &Values) -> Result<Option<String>, ConfigError> {
+    let Some(url) = values.text("public_url").filter(|url| !url.is_empty()) else {
+        return Ok(None);
+    };
+    let rest = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"));
+    match rest {
+        Some(rest) if !rest.is_empty() && !url.contains(['?', '#', ' ']) => {
+            Ok(Some(url.trim_end_matches('/').to_owned()))
+        }
+        _ => {
+            let must = "an address such as https://example.org/demo";
+            Err(values.refuse("public_url", url, must))
+        }
+    }
 }
 
 fn cors_origins(values: &Values) -> Result<Vec<String>, ConfigError> {
@@ -648,6 +682,9 @@ mod tests {
             ("--host 0.0.0.0", "", vec![], "api_key_file"),
             ("--host ::", "", vec![], "allow_unauthenticated"),
             ("--cors-origin example.org", "", vec![], "exact origin"),
+            ("--public-url example.org", "", vec![], "an address such as"),
+            ("--public-url https://", "", vec![], "an address such as"),
+            ("--gradio-max-sessions 0", "", vec![], "from 1 to"),
             (
                 "--cors-origin https://example.org/",
                 "",

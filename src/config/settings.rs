@@ -98,6 +98,7 @@ pub(super) const MODELS: &str = "Models";
 const BATCHING: &str = "Batching";
 const LISTENING: &str = "Listening";
 const STREAMS: &str = "Streams and event logs";
+const GRADIO: &str = "Gradio's clients";
 const LIMITS: &str = "Limits of a request";
 
 /// All of them, in the order of the help. One line each is easier to compare than rustfmt's nine.
@@ -180,6 +181,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Where trusted proxies tell it: x-forwarded-for, forwarded or x-real-ip; no other is read"),
     one(LISTENING, "cors_origin", "ORIGIN", "",
         "Origin that browsers may call from, or *; repeat for several").many(),
+    one(LISTENING, "public_url", "URL", "",
+        "Where clients reach the service, for links to files [default: as each request's Host header says, \
+         by http]"),
     one(LISTENING, "max_connections", "COUNT", "4096", "Connections open at once"),
     one(LISTENING, "max_body_bytes", "BYTES", "8388608", "Size of a request's body"),
     one(LISTENING, "max_body_bytes_in_flight", "BYTES", "536870912",
@@ -215,6 +219,18 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(STREAMS, "event_store_max_requests", "COUNT", "10000", "Finished logs kept"),
     one(STREAMS, "event_store_max_expired", "COUNT", "100000",
         "Forgotten requests remembered, to answer 410 and not 404"),
+
+    one(GRADIO, "gradio_grace_ms", "MS", "30000",
+        "An event whose session nobody reads is cancelled after this"),
+    one(GRADIO, "gradio_linger_ms", "MS", "100",
+        "A session's stream stays open for so long when all its events have ended"),
+    one(GRADIO, "gradio_max_sessions", "COUNT", "10000", "Sessions remembered"),
+    one(GRADIO, "gradio_max_session_events", "COUNT", "64",
+        "Events of a session that have not been told to their end; more are refused with 503"),
+    one(GRADIO, "gradio_session_ttl_s", "SECONDS", "600", "How long a session without a reader is remembered"),
+    one(GRADIO, "gradio_max_uploads", "COUNT", "1024", "Uploaded pictures kept"),
+    one(GRADIO, "gradio_max_upload_bytes", "BYTES", "268435456", "Size of all uploaded pictures"),
+    one(GRADIO, "gradio_upload_ttl_s", "SECONDS", "600", "How long an uploaded picture is kept"),
 
     one(LIMITS, "max_choices", "COUNT", "32", "n and best_of").per_model(),
     one(LIMITS, "max_prompts", "COUNT", "32", "Prompts of one completion request").per_model(),

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::{Invalid, InvalidKind};
-use crate::picture::{Mask, Picture};
+use crate::picture::{Mask, Picture, PictureFormat};
 
 /// A picture's file as it came in. Nothing of it has been looked at.
 #[derive(Clone, PartialEq, Eq)]
@@ -137,18 +137,27 @@ impl PictureFile {
         Ok((on_white(decoded), mask))
     }
 
+    /// What kind of file it is, by its first bytes; its name counts for nothing.
+    ///
+    /// # Errors
+    /// None of the three kinds.
+    pub fn format(&self, field: &str) -> Result<PictureFormat, Invalid> {
+        match image::guess_format(&self.0) {
+            Ok(ImageFormat::Png) => Ok(PictureFormat::Png),
+            Ok(ImageFormat::Jpeg) => Ok(PictureFormat::Jpeg),
+            Ok(ImageFormat::WebP) => Ok(PictureFormat::WebP),
+            _ => Err(Invalid::value(field, WRONG_FORMAT)),
+        }
+    }
+
     fn decoded(&self, field: &str, max_pixels: u32) -> Result<DynamicImage, Invalid> {
         let wrong = |message: &str| Invalid::value(field, message);
-        let reader = ImageReader::new(Cursor::new(&self.0))
-            .with_guessed_format()
-            .map_err(|_| wrong(WRONG_FORMAT))?;
-        let known = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
-        if !reader
-            .format()
-            .is_some_and(|format| known.contains(&format))
-        {
-            return Err(wrong(WRONG_FORMAT));
-        }
+        let format = match self.format(field)? {
+            PictureFormat::Png => ImageFormat::Png,
+            PictureFormat::Jpeg => ImageFormat::Jpeg,
+            PictureFormat::WebP => ImageFormat::WebP,
+        };
+        let reader = ImageReader::with_format(Cursor::new(&self.0), format);
         let mut decoder = reader.into_decoder().map_err(|_| wrong(DAMAGED))?;
         let (width, height) = decoder.dimensions();
         let pixels = u64::from(width) * u64::from(height);

@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
 """Runs the conformance checks: starts the built program, waits until it is ready, runs the client
 against it, ends it. Needs the standard library only; the clients need the packages that they are named for,
-`openai` or `webuiapi`, and are run with the Python that runs this. A model that draws meets `openai`'s images.
+`openai`, `webuiapi` or `gradio_client`, and are run with the Python that runs this. A model that draws meets
+`openai`'s images. `gradio-js` is run with `node` and needs a folder with `@gradio/client` in its node_modules.
 
-    python tests/conformance/run.py --binary target/debug/girandole [--client sdapi] [--model NAME|PATH] ...
+    python tests/conformance/run.py --binary target/debug/girandole [--client sdapi|gradio] [--model NAME|PATH] ...
+    python tests/conformance/run.py --binary target/debug/girandole --client gradio-js --modules FOLDER
+
+What comes after `--` goes to the client: `-- --silent-seconds 150`, of Gradio's.
 """
 
 import argparse
@@ -23,13 +27,21 @@ HERE = pathlib.Path(__file__).parent
 KEY = "conformance-key-0123456789"
 READY_SECONDS = 300
 CLIENT_SECONDS = 600
-# Where each client's API begins, and what it is given to draw or say by default.
-CLIENTS = {"openai": ("/v1", "scripted.toml"), "sdapi": ("/sdapi/v1", "pictures.toml")}
+# Where each client's API begins, and what it is given to draw or say by default. Gradio's has all its models at
+# once, as one application.
+GRADIO = ["words=scripted.toml", "slow=gradio_slow.toml", "pictures=pictures.toml"]
+CLIENTS = {
+    "openai": ("/v1", ["scripted.toml"]),
+    "sdapi": ("/sdapi/v1", ["pictures.toml"]),
+    "gradio": ("", GRADIO),
+    "gradio-js": ("", GRADIO),
+}
 
 
-def start(binary, model, key_file, log):
+def start(binary, models, key_file, log):
     """The program, with a small queue so that it can be filled."""
-    flags = ["--host", "127.0.0.1", "--port", "0", "--model", model, "--api-key-file", key_file]
+    flags = ["--host", "127.0.0.1", "--port", "0", "--api-key-file", key_file]
+    flags += [word for model in models for word in ("--model", model)]
     flags += ["--batch-size", "8", "--max-queued-requests", "8"]
     return subprocess.Popen(
         [binary, "serve", *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -68,6 +80,12 @@ def task(url):
         return json.load(answer)["data"][0]["task"]
 
 
+def scripted(model):
+    """One of the scripts beside this file, named or not."""
+    *name, script = model.split("=")
+    return "=".join([*name, f"scripted:{HERE / script}"])
+
+
 def stop(process):
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -78,25 +96,32 @@ def stop(process):
             process.wait()
 
 
-def check(binary, client, model):
-    """Runs the client against one model; true if all went well."""
-    print(f"== {model}", flush=True)
+def command_of(client, modules):
+    """What runs the client."""
+    script = client if client == "openai_images" else f"{client}_client"
+    if client == "gradio-js":
+        return ["node", HERE / "gradio_js_client.mjs", "--modules", modules]
+    return [sys.executable, HERE / f"{script}.py"]
+
+
+def check(binary, client, models, modules, further):
+    """Runs the client against one service; true if all went well."""
+    print(f"== {client}: {', '.join(models)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="girandole-") as folder:
         folder = pathlib.Path(folder)
         key_file, log_path = folder / "keys", folder / "log"
         key_file.write_text(f"{KEY}\n", encoding="utf-8")
         key_file.chmod(0o600)
         with open(log_path, "wb") as log:
-            process = start(binary, model, str(key_file), log)
+            process = start(binary, models, str(key_file), log)
         try:
             url = base_url(process, log_path)
-            flags = []
-            script, base = HERE / f"{client}_client.py", url + CLIENTS[client][0]
+            command, base = command_of(client, modules), url + CLIENTS[client][0]
             if client == "openai" and task(url) == "image":
-                script = HERE / "openai_images.py"
-            elif model.startswith("scripted:"):
-                flags = ["--scripted"]
-            command = [sys.executable, script, "--base-url", base, *flags]
+                command = command_of("openai_images", modules)
+            elif all("scripted:" in model for model in models):
+                command.append("--scripted")
+            command += ["--base-url", base, *further]
             environment = {**os.environ, "OPENAI_API_KEY": KEY, "WEBUI_PASSWORD": KEY}
             result = subprocess.run(command, env=environment, timeout=CLIENT_SECONDS, check=False)
             passed = result.returncode == 0
@@ -116,9 +141,18 @@ def main():
     parser.add_argument("--binary", required=True)
     parser.add_argument("--client", choices=CLIENTS, default="openai")
     parser.add_argument("--model", action="append", help="repeatable; default: a scripted model")
+    parser.add_argument("--modules", help="the folder of gradio-js's packages")
+    parser.add_argument("further", nargs="*", help="flags of the client, after --")
     arguments = parser.parse_args()
-    models = arguments.model or [f"scripted:{HERE / CLIENTS[arguments.client][1]}"]
-    results = [check(arguments.binary, arguments.client, model) for model in models]
+    client = arguments.client
+    if client == "gradio-js" and not arguments.modules:
+        parser.error("gradio-js needs --modules")
+    models = arguments.model or [scripted(model) for model in CLIENTS[client][1]]
+    services = [models] if client.startswith("gradio") else [[model] for model in models]
+    results = [
+        check(arguments.binary, client, models, arguments.modules, arguments.further)
+        for models in services
+    ]
     return 0 if all(results) else 1
 
 

@@ -109,7 +109,14 @@ fn quality(text: Option<&str>, format: PictureFormat) -> Result<u8, ApiError> {
 }
 
 /// The picture and its seed.
-fn find(log: &SharedLog, images: u32, index: u32) -> Result<(Arc<Picture>, u64), ApiError> {
+///
+/// # Errors
+/// 404: there is no picture of this number, or it is not there yet.
+pub(in crate::api) fn find(
+    log: &SharedLog,
+    images: u32,
+    index: u32,
+) -> Result<(Arc<Picture>, u64), ApiError> {
     let ended = log.is_closed();
     let drawn = log
         .read_from(1)
@@ -132,7 +139,7 @@ fn find(log: &SharedLog, images: u32, index: u32) -> Result<(Arc<Picture>, u64),
     })
 }
 
-fn no_such_picture() -> ApiError {
+pub(in crate::api) fn no_such_picture() -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "image_not_found",

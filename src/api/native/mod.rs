@@ -2,7 +2,7 @@
 //! events for as long as they are kept.
 
 pub(super) mod artifact;
-mod dialect;
+pub(super) mod dialect;
 mod gather;
 mod parse;
 mod parse_image;

@@ -4,7 +4,7 @@ use axum::body::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::form::{self, Part};
+use crate::api::form::{self, Part};
 use crate::intake::picture_file::PictureFile;
 use crate::intake::{Fields, Invalid, InvalidKind, shortened};
 

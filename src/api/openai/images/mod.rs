@@ -21,7 +21,6 @@
 
 mod body;
 mod docs;
-mod form;
 mod request;
 mod respond;
 mod stream;
