@@ -10,6 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::error::ApiError;
@@ -40,6 +41,9 @@ pub struct Frame {
 /// Stands in a frame's data where a picture is to be told. Frames with pictures hold nothing that came
 /// from a client, so it stands nowhere else.
 pub const PICTURE: &str = "<picture>";
+
+/// A comment, which clients skip.
+pub(super) const COMMENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
 /// What a silent stream says to keep proxies from closing it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,42 +148,21 @@ pub fn stream(
     request: &Arc<Request>,
     log: Arc<SharedLog>,
     after: u64,
-    mut dialect: Box<dyn Dialect>,
+    dialect: Box<dyn Dialect>,
 ) -> Response {
-    let mut pending = VecDeque::new();
-    let mut seen = log.read_from(1);
-    seen.retain(|event| event.seq <= after);
-    let over = seen.last().is_some_and(|event| event.kind.is_terminal());
-    if !seen.is_empty() {
-        dialect.frames(&coalesce(seen));
+    match FrameStream::open(state, request, log, after, dialect) {
+        None => StatusCode::NO_CONTENT.into_response(),
+        Some(frames) => respond(futures_util::stream::unfold(frames, async |mut frames| {
+            let bytes = frames.next().await?;
+            Some((bytes, frames))
+        })),
     }
-    if over {
-        pending.extend(dialect.after_end());
-        if pending.is_empty() {
-            return StatusCode::NO_CONTENT.into_response();
-        }
-    }
-    state.metrics.open_streams(1);
-    let frames = FrameStream {
-        pacer: Pacer::new(
-            state.config.max_frames_per_second,
-            dialect.terminal_frames(),
-        ),
-        state: Arc::clone(state),
-        _reader: request.reader(),
-        log,
-        dialect,
-        pending,
-        seen: after,
-        over,
-        output_said: false,
-        last_said: state.clock.now(),
-    };
-    let body = futures_util::stream::unfold(frames, async |mut frames| {
-        let bytes = frames.next().await?;
-        Some((Ok::<Bytes, Infallible>(bytes), frames))
-    });
-    let mut response = Response::new(Body::from_stream(body));
+}
+
+/// A response whose body is a stream of server-sent events, with the head that proxies need.
+pub(super) fn respond(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let body = Body::from_stream(events.map(Ok::<Bytes, Infallible>));
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // `no-transform` and the second header keep proxies from compressing and from buffering.
@@ -191,8 +174,8 @@ pub fn stream(
     response
 }
 
-/// One client's stream.
-struct FrameStream {
+/// What one client reads of one log.
+pub(super) struct FrameStream {
     state: Arc<AppState>,
     _reader: Reader,
     log: Arc<SharedLog>,
@@ -209,22 +192,72 @@ struct FrameStream {
 }
 
 impl FrameStream {
+    /// A reader of what comes after event number `after`. `None` if it has seen the end and the dialect has
+    /// nothing to say to that.
+    pub(super) fn open(
+        state: &Arc<AppState>,
+        request: &Arc<Request>,
+        log: Arc<SharedLog>,
+        after: u64,
+        mut dialect: Box<dyn Dialect>,
+    ) -> Option<Self> {
+        let mut pending = VecDeque::new();
+        let mut seen = log.read_from(1);
+        seen.retain(|event| event.seq <= after);
+        let over = seen.last().is_some_and(|event| event.kind.is_terminal());
+        if !seen.is_empty() {
+            dialect.frames(&coalesce(seen));
+        }
+        if over {
+            pending.extend(dialect.after_end());
+            if pending.is_empty() {
+                return None;
+            }
+        }
+        state.metrics.open_streams(1);
+        Some(FrameStream {
+            pacer: Pacer::new(
+                state.config.max_frames_per_second,
+                dialect.terminal_frames(),
+            ),
+            state: Arc::clone(state),
+            _reader: request.reader(),
+            log,
+            dialect,
+            pending,
+            seen: after,
+            over,
+            output_said: false,
+            last_said: state.clock.now(),
+        })
+    }
+
     /// What goes to the socket next; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
+        let silent_until = self.instant(self.last_said + self.state.config.keep_alive);
+        match timeout_at(silent_until, self.next_frame()).await {
+            Err(_) => Some(self.keep_alive().await),
+            Ok(None) => None,
+            Ok(Some(frame)) => {
+                let bytes = encode(&frame, frame.id).await;
+                self.said();
+                Some(bytes)
+            }
+        }
+    }
+
+    /// The next frame, when its turn has come; `None` at the end. Dropped while it waits, it loses nothing.
+    /// Whoever says the frame tells so with [`said`](Self::said).
+    pub(super) async fn next_frame(&mut self) -> Option<Frame> {
         loop {
-            if let Some(frame) = self.pending.pop_front() {
-                let bytes = encode(&frame).await;
+            if !self.pending.is_empty() {
                 self.wait_for_room().await;
-                return Some(self.say(bytes));
+                return self.pending.pop_front();
             }
             if self.over {
                 return None;
             }
-            let silent_until = self.last_said + self.state.config.keep_alive;
-            let news = self.log.wait_beyond(self.seen);
-            if timeout_at(self.instant(silent_until), news).await.is_err() {
-                return Some(self.keep_alive().await);
-            }
+            self.log.wait_beyond(self.seen).await;
             self.wait_for_turn().await;
             self.take_batch();
         }
@@ -276,11 +309,11 @@ impl FrameStream {
         }
     }
 
-    fn say(&mut self, bytes: Bytes) -> Bytes {
+    /// A frame was said just now.
+    pub(super) fn said(&mut self) {
         self.last_said = self.state.clock.now();
         self.pacer.said(self.last_said);
         self.state.metrics.frames(self.dialect.name(), 1);
-        bytes
     }
 
     async fn keep_alive(&mut self) -> Bytes {
@@ -292,12 +325,13 @@ impl FrameStream {
                     data,
                     pictures: Vec::new(),
                 };
-                let bytes = encode(&frame).await;
-                self.say(bytes)
+                let bytes = encode(&frame, frame.id).await;
+                self.said();
+                bytes
             }
             KeepAlive::Comment => {
                 self.last_said = self.state.clock.now();
-                Bytes::from_static(b": keep-alive\n\n")
+                COMMENT
             }
         }
     }
@@ -313,9 +347,15 @@ impl Drop for FrameStream {
     }
 }
 
-async fn encode(frame: &Frame) -> Bytes {
+/// The frame as it stands on the wire, under this `id`.
+async fn encode(frame: &Frame, id: u64) -> Bytes {
+    Bytes::from(format!("id: {id}\n{}", encode_without_id(frame).await))
+}
+
+/// The frame as it stands on the wire, but for the line of its id.
+pub(super) async fn encode_without_id(frame: &Frame) -> String {
     debug_assert!(!frame.data.contains(['\n', '\r']), "data is one line");
-    let mut text = format!("id: {}\n", frame.id);
+    let mut text = String::with_capacity(frame.data.len() + 32);
     if let Some(event) = frame.event {
         text.push_str("event: ");
         text.push_str(event);
@@ -336,5 +376,5 @@ async fn encode(frame: &Frame) -> Bytes {
     }
     text.push_str(rest);
     text.push_str("\n\n");
-    Bytes::from(text)
+    text
 }

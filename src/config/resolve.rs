@@ -62,6 +62,8 @@ pub(super) fn resolve(
         models_by_default,
         listen: listen(&values)?,
         api_key_file: values.path("api_key_file"),
+        admin_key_file: values.path("admin_key_file"),
+        admin_history: values.seconds("admin_history_s", 10..=DAY_S)?,
         edge: edge(&values)?,
         retention: retention(&values)?,
         compute_threads: compute_threads(&values)?,
@@ -124,6 +126,7 @@ fn listen(values: &Values) -> Result<SocketAddr, ConfigError> {
 fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
     Ok(EdgeConfig {
         max_frames_per_second: values.number("max_frames_per_second", 1..=1_000)?,
+        max_stream_requests: values.number("max_stream_requests", 1..=256)?,
         keep_alive: values.millis("keep_alive_ms", 100..=HOUR_MS)?,
         native_grace: values.millis("native_grace_ms", 0..=HOUR_MS)?,
         openai_grace: values.millis("openai_grace_ms", 0..=HOUR_MS)?,
@@ -137,6 +140,7 @@ fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
         header_read_timeout: values.millis("header_timeout_ms", 10..=HOUR_MS)?,
         body_read_timeout: values.millis("body_timeout_ms", 10..=HOUR_MS)?,
         cors_origins: cors_origins(values)?,
+        drain_timeout: values.millis("drain_timeout_ms", 0..=HOUR_MS)?,
     })
 }
 

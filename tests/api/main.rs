@@ -3,8 +3,10 @@
 mod disconnects;
 mod edges;
 mod load;
+mod pages;
 mod picture_refusals;
 mod pictures;
 mod requests;
 mod service;
+mod session;
 mod streams;
