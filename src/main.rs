@@ -4,6 +4,7 @@
 //! cannot be used.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -137,15 +138,21 @@ fn run_service(config: &Config) -> anyhow::Result<()> {
 }
 
 fn read_keys(config: &Config) -> anyhow::Result<ApiKeys> {
-    let Some(path) = &config.api_key_file else {
+    let keys = read_key_file("api_key_file", config.api_key_file.as_deref())?;
+    let admin_keys = read_key_file("admin_key_file", config.admin_key_file.as_deref())?;
+    Ok(keys.with_admin_keys(admin_keys))
+}
+
+fn read_key_file(setting: &str, path: Option<&Path>) -> anyhow::Result<ApiKeys> {
+    let Some(path) = path else {
         return Ok(ApiKeys::default());
     };
     let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("api_key_file {name}"))?;
-    let keys = ApiKeys::parse(&text)
-        .map_err(|problem| anyhow::anyhow!("api_key_file {name}: {problem}"))?;
+    let text = std::fs::read_to_string(path).with_context(|| format!("{setting} {name}"))?;
+    let keys =
+        ApiKeys::parse(&text).map_err(|problem| anyhow::anyhow!("{setting} {name}: {problem}"))?;
     // An empty file would open the service to everybody, against what its owner meant.
-    anyhow::ensure!(!keys.is_empty(), "api_key_file {name} holds no key");
+    anyhow::ensure!(!keys.is_empty(), "{setting} {name} holds no key");
     Ok(keys)
 }
 
@@ -316,9 +323,13 @@ async fn listen_and_serve(
         listen(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr().context("cannot tell the address")?;
     let clock = Arc::new(RealClock::start());
-    let metrics = Arc::new(Metrics::new(
-        config.models.iter().map(|model| model.name.as_str()),
-    ));
+    let names = || config.models.iter().map(|model| model.name.as_str());
+    let mut metrics = Metrics::new(names());
+    if config.admin_key_file.is_some() {
+        let clock = Arc::clone(&clock) as Arc<dyn Clock>;
+        metrics = metrics.with_history(names(), clock, config.admin_history);
+    }
+    let metrics = Arc::new(metrics);
     let models = start_engines(&config.models, prepared, &clock, &metrics);
     let engines: Vec<EngineHandle> = models.iter().map(|model| model.engine.clone()).collect();
     let store = EventStore::new(

@@ -15,10 +15,10 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::AppState;
 use super::address::Network;
 use super::error::{ApiError, ErrorShape};
 use super::serve::PeerAddress;
+use super::{AppState, admin, web};
 use crate::job::{Priority, UserId};
 
 /// Who calls. An extension of every HTTP request that passed the authentication layer.
@@ -125,6 +125,8 @@ impl UserIds {
 #[derive(Clone, Default)]
 pub struct ApiKeys {
     keys: Vec<ApiKey>,
+    /// Those of operators. They open the operator's API and nothing else.
+    admin: Option<Arc<ApiKeys>>,
 }
 
 #[derive(Clone)]
@@ -188,7 +190,29 @@ impl ApiKeys {
                 max_priority,
             });
         }
-        Ok(ApiKeys { keys })
+        Ok(ApiKeys { keys, admin: None })
+    }
+
+    /// These, with keys for the operator's API, which is off without any.
+    #[must_use]
+    pub fn with_admin_keys(mut self, admin: ApiKeys) -> Self {
+        self.admin = (!admin.is_empty()).then(|| Arc::new(admin));
+        self
+    }
+
+    /// Whether an operator's key comes with the request.
+    ///
+    /// # Errors
+    /// 404 if there are no such keys, 401 if this is none of them.
+    pub(super) fn check_operator(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let admin = self.admin.as_ref().ok_or_else(|| {
+            let message = "the operator's API is off: no admin_key_file is set";
+            ApiError::new(StatusCode::NOT_FOUND, "admin_off", message)
+        })?;
+        let known = bearer(headers).is_some_and(|secret| admin.find(secret).is_some());
+        known
+            .then_some(())
+            .ok_or_else(|| unauthorized(ErrorShape::Native))
     }
 
     /// Whether nobody is asked for a key.
@@ -229,14 +253,15 @@ fn digest_of(secret: &str) -> Result<[u8; 32], &'static str> {
     Ok(digest)
 }
 
-/// Asks for a key, except of health checks, and leaves the [`Caller`] with the request.
+/// Asks for a key, except of health checks, the pages and the operator's API, which asks for its own; and leaves the [`Caller`] with the request.
 pub(super) async fn layer(
     State(state): State<Arc<AppState>>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let path = request.uri().path();
-    let key = if state.keys.is_empty() || path.starts_with("/health/") {
+    let open = path.starts_with("/health/") || web::is_page(path) || admin::is_admin(path);
+    let key = if state.keys.is_empty() || open {
         None
     } else {
         let shape = ErrorShape::for_path(path);

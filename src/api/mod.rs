@@ -4,13 +4,16 @@
 //! request's log; see [`sse`] for streams. No handler knows a scheduler or a tensor.
 
 mod address;
+pub mod admin;
 pub mod auth;
 mod blocking;
 mod body;
 pub mod error;
 mod form;
 pub mod gradio;
+pub mod history;
 mod layers;
+pub mod model_details;
 pub mod native;
 pub mod openai;
 mod openapi;
@@ -24,6 +27,7 @@ mod socket;
 pub mod sse;
 pub mod submit;
 pub mod tokens;
+mod web;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +44,7 @@ pub use address::{AddressHeader, Network, Proxies};
 use auth::{ApiKeys, UserIds};
 use body::BodyBudget;
 use error::ApiError;
+use history::HistoryPoint;
 use requests::Requests;
 
 /// The edge's settings. Every one is a bound or a default with a name.
@@ -47,6 +52,8 @@ use requests::Requests;
 pub struct EdgeConfig {
     /// SSE data messages that one stream shows in any second, at most.
     pub max_frames_per_second: u32,
+    /// Requests that one stream of several follows.
+    pub max_stream_requests: usize,
     /// A silent stream says something this often. Below the 15 s after which the strictest proxies
     /// seen give up.
     pub keep_alive: Duration,
@@ -93,12 +100,15 @@ pub struct EdgeConfig {
     pub public_url: Option<String>,
     /// Gradio's dialect.
     pub gradio: gradio::GradioConfig,
+    /// How long a model that an operator drains may go on with what it has.
+    pub drain_timeout: Duration,
 }
 
 impl Default for EdgeConfig {
     fn default() -> Self {
         EdgeConfig {
             max_frames_per_second: 20,
+            max_stream_requests: 64,
             keep_alive: Duration::from_secs(10),
             native_grace: Duration::from_secs(30),
             openai_grace: Duration::from_secs(5),
@@ -120,6 +130,7 @@ impl Default for EdgeConfig {
             cors_origins: Vec::new(),
             public_url: None,
             gradio: gradio::GradioConfig::default(),
+            drain_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -135,6 +146,10 @@ pub trait EdgeMetrics: Send + Sync {
     fn open_streams(&self, delta: i64);
     /// SSE data messages were handed to a connection.
     fn frames(&self, dialect: &'static str, count: u64);
+    /// What this model did lately, oldest first; nothing where that is not kept.
+    fn history(&self, _model: &str) -> Vec<HistoryPoint> {
+        Vec::new()
+    }
 }
 
 /// One model and the way to it.
@@ -231,6 +246,8 @@ pub fn router(state: Arc<AppState>) -> Router {
         .merge(tokens::routes())
         .merge(ops::routes())
         .merge(openapi::routes())
+        .merge(admin::routes())
+        .merge(web::routes())
         .fallback(layers::no_such_path)
         .method_not_allowed_fallback(layers::no_such_method);
     layers::around(routes, &state).with_state(state)

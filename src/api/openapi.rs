@@ -6,7 +6,7 @@ use axum::Router;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{AppState, gradio, native, openai, ops, sdapi};
+use super::{AppState, admin, gradio, native, openai, ops, sdapi};
 
 /// The description: `/openapi.json`.
 #[derive(OpenApi)]
@@ -22,11 +22,16 @@ use super::{AppState, gradio, native, openai, ops, sdapi};
         native::events,
         native::cancel,
         native::artifact::image,
+        native::session::events,
         ops::models,
         ops::live,
         ops::ready,
         ops::metrics,
         ops::load,
+        admin::overview,
+        admin::history,
+        admin::cancel,
+        admin::drain,
     ),
     components(schemas(
         native::wire::Queued,
@@ -34,6 +39,8 @@ use super::{AppState, gradio, native, openai, ops, sdapi};
         native::wire::PromptLogprobsFrame,
         native::wire::FinishedFrame,
         native::wire::FailedFrame,
+        native::wire::SessionFrame,
+        native::wire::GoneBody,
         native::wire_image::ImageSubmitBody,
         native::wire_image::ImagesFrame<native::wire_image::ProgressBody>,
         native::wire_image::ImagesFrame<native::wire_image::PreviewBody>,
@@ -44,6 +51,8 @@ use super::{AppState, gradio, native, openai, ops, sdapi};
         (name = "openai", description = "for clients of OpenAI's API and of vLLM's additions to it; \
             what is not served is refused by name"),
         (name = "operations", description = "health, metrics, load"),
+        (name = "admin", description = "for the operator's page; asks for a key of its own, and is \
+            off without one"),
     )
 )]
 struct Description;

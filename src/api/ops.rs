@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::model_details::{ImageDetails, TextDetails};
 use super::{AppState, ServedModel};
 use crate::engine::EngineState;
 use crate::intake::Intake;
@@ -79,14 +80,14 @@ pub struct ModelLoad {
 }
 
 /// The models served.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Models {
     /// Each; the first is the default.
     pub models: Vec<ModelInfo>,
 }
 
 /// One model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ModelInfo {
     /// Its name.
     pub name: String,
@@ -101,6 +102,12 @@ pub struct ModelInfo {
     pub max_context: Option<u32>,
     /// Whether it can be given messages.
     pub chat: bool,
+    /// What a request for text gets that leaves a field out, and how far one may go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextDetails>,
+    /// The same of a request for pictures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageDetails>,
 }
 
 /// The process answers.
@@ -172,7 +179,7 @@ fn readiness(model: &Arc<ServedModel>) -> ModelReadiness {
     }
 }
 
-fn model_load(model: &Arc<ServedModel>) -> ModelLoad {
+pub(super) fn model_load(model: &Arc<ServedModel>) -> ModelLoad {
     let snapshot = model.engine.snapshot();
     ModelLoad {
         name: model.name.clone(),
@@ -203,5 +210,7 @@ fn model_info(model: &Arc<ServedModel>) -> ModelInfo {
             .intake
             .text()
             .is_ok_and(|text| text.template.is_some()),
+        text: model.intake.text().ok().map(TextDetails::of),
+        image: model.intake.image().ok().map(ImageDetails::of),
     }
 }

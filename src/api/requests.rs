@@ -206,6 +206,16 @@ impl Requests {
         (entry.request.owner == *caller).then(|| Arc::clone(&entry.request))
     }
 
+    /// Everybody's requests that have not ended, for the operator.
+    pub(super) fn open(&self) -> Vec<(Arc<Request>, Arc<SharedLog>)> {
+        let entries = lock(&self.entries);
+        let open = entries.by_id.values().filter_map(|entry| {
+            let log = entry.log.upgrade().filter(|log| !log.is_closed())?;
+            Some((Arc::clone(&entry.request), log))
+        });
+        open.collect()
+    }
+
     pub(super) fn insert(&self, request: Arc<Request>, log: &Arc<SharedLog>) {
         let mut entries = lock(&self.entries);
         if entries.by_id.len() >= entries.prune_at {

@@ -36,6 +36,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The file of API keys.
     pub api_key_file: Option<PathBuf>,
+    /// The file of keys for the operator's page.
+    pub admin_key_file: Option<PathBuf>,
+    /// How far back the operator's plots go.
+    pub admin_history: Duration,
     /// The edge's settings.
     pub edge: EdgeConfig,
     /// How long events are kept.

@@ -65,6 +65,8 @@ pub(super) fn resolve(
         models_by_default,
         listen: listen(&values)?,
         api_key_file: values.path("api_key_file"),
+        admin_key_file: values.path("admin_key_file"),
+        admin_history: values.seconds("admin_history_s", 10..=DAY_S)?,
         edge: edge(&values)?,
         retention: retention(&values)?,
         compute_threads: compute_threads(&values)?,
@@ -134,6 +136,7 @@ fn listen(values: &Values) -> Result<SocketAddr, ConfigError> {
 fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
     Ok(EdgeConfig {
         max_frames_per_second: values.number("max_frames_per_second", 1..=1_000)?,
+        max_stream_requests: values.number("max_stream_requests", 1..=256)?,
         keep_alive: values.millis("keep_alive_ms", 100..=HOUR_MS)?,
         // Between the acceptance and the first look at the events nobody reads a native request.
         native_grace: values.millis("native_grace_ms", 1_000..=HOUR_MS)?,
@@ -159,6 +162,7 @@ fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
         cors_origins: cors_origins(values)?,
         public_url: public_url(values)?,
         gradio: gradio(values)?,
+        drain_timeout: values.millis("drain_timeout_ms", 0..=HOUR_MS)?,
     })
 }
 

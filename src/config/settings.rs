@@ -170,6 +170,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(LISTENING, "port", "PORT", "8080", "Port to listen on; 0 for any free one"),
     one(LISTENING, "api_key_file", "FILE", "",
         "Keys that callers must show, one a line, or sha256:DIGEST; each may have a name and a space before it"),
+    one(LISTENING, "admin_key_file", "FILE", "",
+        "Keys for the operator's page, /admin, and its API, in the same form; both are off without it"),
     switch(LISTENING, "allow_unauthenticated",
         "Listen beyond this machine without asking for keys"),
     one(LISTENING, "max_priority", "interactive|normal|batch", "normal",
@@ -200,6 +202,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "How long a request's body may take to arrive"),
 
     one(STREAMS, "max_frames_per_second", "COUNT", "20", "Frames a stream shows in any second"),
+    one(STREAMS, "max_stream_requests", "COUNT", "64", "Requests that one stream of several follows"),
     one(STREAMS, "keep_alive_ms", "MS", "10000", "A silent stream says something this often"),
     one(STREAMS, "native_grace_ms", "MS", "30000",
         "A native request that nobody reads is cancelled after this"),
@@ -278,6 +281,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Settings in TOML, under the names of these flags with _ for -"),
     one(PROGRAM, "drain_timeout_ms", "MS", "30000",
         "How long running requests may go on after SIGTERM; a second signal stops at once"),
+    one(PROGRAM, "admin_history_s", "SECONDS", "3600",
+        "How far back the operator's plots go, in points of 10 s; kept only with admin_key_file"),
     one(PROGRAM, "log_format", "text|json", "text", "How log lines look"),
     one(PROGRAM, "log_level", "FILTER", "info",
         "error, warn, info, debug or trace, or a filter such as girandole=debug,info; RUST_LOG \

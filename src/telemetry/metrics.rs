@@ -5,7 +5,9 @@
 //! [`observer`](super::observer).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -15,8 +17,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::history::History;
 use crate::engine::StepReport;
 use crate::job::Priority;
+use crate::time::Clock;
 
 /// Buckets for what takes a step or less, in seconds.
 const STEP_BUCKETS: &[f64] = &[
@@ -109,6 +113,7 @@ pub struct Metrics {
     pub(super) http_request_seconds: HistogramFamily<RouteLabel>,
     pub(super) open_streams: Gauge,
     pub(super) stream_frames: Family<DialectLabel, Counter>,
+    pub(super) history: Option<History>,
 }
 
 /// The list: every metric of an engine, with its labels.
@@ -488,7 +493,20 @@ impl Metrics {
             http_request_seconds,
             open_streams,
             stream_frames,
+            history: None,
         }
+    }
+
+    /// Keeps besides what these models do from now on, as far back as `length`, for the operator's plots.
+    #[must_use]
+    pub fn with_history<'a>(
+        mut self,
+        models: impl IntoIterator<Item = &'a str>,
+        clock: Arc<dyn Clock>,
+        length: Duration,
+    ) -> Self {
+        self.history = Some(History::new(models, clock, length));
+        self
     }
 
     /// The metrics of one model; an unknown one has none, which only a mistake here could cause.

@@ -4,6 +4,7 @@
 //! which. Prompts, outputs and keys are
 //! in neither; metric labels come from closed sets (models, phases, reasons, routes).
 
+mod history;
 pub mod metrics;
 mod observer;
 

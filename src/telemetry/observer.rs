@@ -8,12 +8,16 @@ use prometheus_client::encoding::text;
 
 use super::metrics::{DialectLabel, HttpLabels, Metrics, RouteLabel};
 use crate::api::EdgeMetrics;
+use crate::api::history::HistoryPoint;
 use crate::batch::{FinishReason, Phase, Usage};
 use crate::engine::{Observer, Reject, RequestEnd, Snapshot, StepReport};
 use crate::events::FailureKind;
 
 impl Observer for Metrics {
     fn rejected(&self, model: &str, reject: &Reject) {
+        if let Some(history) = &self.history {
+            history.rejected(model);
+        }
         let Some(metrics) = self.of(model) else {
             return;
         };
@@ -21,6 +25,9 @@ impl Observer for Metrics {
     }
 
     fn started(&self, model: &str, queued: Duration, prompt_tokens: u32, cached_tokens: u32) {
+        if let Some(history) = &self.history {
+            history.started(model, queued);
+        }
         let Some(metrics) = self.of(model) else {
             return;
         };
@@ -30,6 +37,9 @@ impl Observer for Metrics {
     }
 
     fn step(&self, model: &str, step: &StepReport) {
+        if let Some(history) = &self.history {
+            history.step(model, step);
+        }
         let Some(metrics) = self.of(model) else {
             return;
         };
@@ -45,6 +55,9 @@ impl Observer for Metrics {
     }
 
     fn first_token(&self, model: &str, since_submit: Duration) {
+        if let Some(history) = &self.history {
+            history.token(model);
+        }
         let Some(metrics) = self.of(model) else {
             return;
         };
@@ -54,6 +67,9 @@ impl Observer for Metrics {
     }
 
     fn inter_token(&self, model: &str, gap: Duration) {
+        if let Some(history) = &self.history {
+            history.token(model);
+        }
         let Some(metrics) = self.of(model) else {
             return;
         };
@@ -61,6 +77,9 @@ impl Observer for Metrics {
     }
 
     fn ended(&self, model: &str, end: RequestEnd, since_submit: Duration, usage: Usage) {
+        if let Some(history) = &self.history {
+            history.ended(model, end, usage);
+        }
         let Some(metrics) = self.of(model) else {
             return;
         };
@@ -81,6 +100,9 @@ impl Observer for Metrics {
     }
 
     fn snapshot(&self, model: &str, snapshot: &Snapshot) {
+        if let Some(history) = &self.history {
+            history.snapshot(model, snapshot);
+        }
         let Some(metrics) = self.of(model) else {
             return;
         };
@@ -185,6 +207,11 @@ impl EdgeMetrics for Metrics {
             .stream_frames
             .get_or_create_owned(&DialectLabel { dialect });
         counter.inc_by(count);
+    }
+
+    fn history(&self, model: &str) -> Vec<HistoryPoint> {
+        let history = self.history.as_ref();
+        history.map_or_else(Vec::new, |history| history.points(model))
     }
 }
 

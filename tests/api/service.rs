@@ -36,6 +36,7 @@ pub(crate) struct Setup {
     pub(crate) edge: EdgeConfig,
     pub(crate) retention: Retention,
     pub(crate) keys: &'static str,
+    pub(crate) admin_keys: &'static str,
 }
 
 /// Says "Light upon light. " for ever, at once.
@@ -64,6 +65,7 @@ impl Default for Setup {
             edge: EdgeConfig::default(),
             retention: Retention::default(),
             keys: "",
+            admin_keys: "",
         }
     }
 }
@@ -182,7 +184,9 @@ impl Service {
             Arc::new(store),
             clock,
             setup.edge,
-            ApiKeys::parse(setup.keys).expect("the keys are valid"),
+            ApiKeys::parse(setup.keys)
+                .expect("the keys are valid")
+                .with_admin_keys(ApiKeys::parse(setup.admin_keys).expect("the keys are valid")),
             Arc::clone(&counters) as Arc<dyn EdgeMetrics>,
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -6,6 +6,7 @@ pub(super) mod dialect;
 mod gather;
 mod parse;
 mod parse_image;
+pub(super) mod session;
 mod status;
 pub mod wire;
 pub mod wire_image;
@@ -40,6 +41,7 @@ use wire::{Status, SubmitBody, Submitted};
 const REQUESTS: &str = "/api/v1/requests";
 const REQUEST: &str = "/api/v1/requests/{id}";
 const EVENTS: &str = "/api/v1/requests/{id}/events";
+const SESSION: &str = "/api/v1/events";
 const IMAGE: &str = "/api/v1/requests/{id}/images/{index}";
 
 /// Where a request's picture is found.
@@ -53,6 +55,7 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route(REQUESTS, post(create))
         .route(REQUEST, get(show).delete(cancel))
         .route(EVENTS, get(events))
+        .route(SESSION, get(session::events))
         .route(IMAGE, get(artifact::image))
 }
 

@@ -308,3 +308,25 @@ pub struct FailedFrame {
     /// What the request used until then.
     pub usage: UsageBody,
 }
+
+/// Data of every event on a stream of several requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SessionFrame {
+    /// The request that has news.
+    pub request: String,
+    /// Number of its last event that is covered: the place to go on from.
+    pub seq: u64,
+    /// The data that the event has on the stream of that request alone; of `gone`, a [`GoneBody`].
+    #[schema(value_type = Object)]
+    pub data: Value,
+}
+
+/// Data of the event `gone`: the request cannot be read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GoneBody {
+    /// The status that its own stream would be answered with: 404 or 410.
+    pub status: u16,
+    /// The body of that answer.
+    #[schema(value_type = Object)]
+    pub error: Value,
+}
