@@ -15,6 +15,13 @@ use tokio::sync::oneshot;
 use girandole::api::auth::ApiKeys;
 use girandole::api::serve::{listen, serve};
 use girandole::api::{AppState, ServedModel};
+use girandole::bench::capacity::presets::Preset;
+use girandole::bench::compare::{CompareOptions, Judgement, compare};
+use girandole::bench::options::LoadOptions;
+use girandole::bench::render::{self, ReportFiles, ReportOptions};
+use girandole::bench::results::{BenchReport, Task};
+use girandole::bench::run::RunError;
+use girandole::bench::watcher::LiveWatcher;
 use girandole::bench::{self, EngineBench, ReportFormat};
 use girandole::config::{BenchCommand, Command, CommandLine, Config, ModelConfig, ModelsCommand};
 use girandole::engine::{self, EngineHandle, EngineState};
@@ -53,6 +60,17 @@ fn main() -> ExitCode {
         Ok(line) => line,
         Err(error) => error.exit(),
     };
+    // What only reads finished reports needs no settings, and is not stopped by wrong ones.
+    match &line.command {
+        Command::Bench(BenchCommand::Compare(options)) => return compare_reports(options),
+        Command::Bench(BenchCommand::Report(options)) => {
+            return match write_report(options) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => complain(&format!("{error:#}"), 1),
+            };
+        }
+        _ => {}
+    }
     let mut config = match line.resolve(&environment()) {
         Ok(config) => config,
         Err(error) => return complain(&error.to_string(), 2),
@@ -79,10 +97,28 @@ fn main() -> ExitCode {
         isa = Isa::detected().name(),
         "the kernels are set up"
     );
+    let variables = line.variables();
     let result = match line.command {
         Command::Serve => run_service(&config),
         Command::Models(command) => look_after_models(&command, &config),
         Command::Bench(BenchCommand::Engine(options)) => bench_engine(&options, &config),
+        Command::Bench(BenchCommand::Run(options, files)) => {
+            let serve_with = serve_with(&options.load, &config, variables);
+            let mut watcher = LiveWatcher::start(task_of(&options.load));
+            let report = bench::report_of::run(&options, &serve_with, &mut watcher);
+            watcher.finish();
+            tell_report(report, &files)
+        }
+        Command::Bench(BenchCommand::Capacity(options, files)) => {
+            let serve_with = serve_with(&options.load, &config, variables);
+            let mut watcher = LiveWatcher::start(task_of(&options.load));
+            let report = bench::capacity::run(&options, &serve_with, &mut watcher);
+            watcher.finish();
+            tell_report(report, &files)
+        }
+        Command::Bench(BenchCommand::Compare(_) | BenchCommand::Report(_)) => {
+            unreachable!("they have been dealt with")
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -421,6 +457,65 @@ fn bench_engine(options: &EngineBench, config: &Config) -> anyhow::Result<()> {
         None => Ok(()),
     };
     shown.and(kept)
+}
+
+fn task_of(options: &LoadOptions) -> Task {
+    Preset::named(&options.preset).map_or(Task::Text, |preset| preset.task)
+}
+
+/// What a service of our own is started with: the flags of this command, and the model that the load is for.
+fn serve_with(
+    options: &LoadOptions,
+    config: &Config,
+    mut variables: Vec<(String, String)>,
+) -> Vec<(String, String)> {
+    if config.models_by_default {
+        let model = match task_of(options) {
+            Task::Text => "smollm2-135m-instruct",
+            Task::Image => "tiny-sd",
+        };
+        variables.push(("GIRANDOLE_MODEL".to_owned(), model.to_owned()));
+    }
+    variables
+}
+
+/// The answer goes to stdout, all of it to where it was asked for.
+fn tell_report(report: Result<BenchReport, RunError>, files: &ReportFiles) -> anyhow::Result<()> {
+    let report = report?;
+    // Measuring took minutes: if one place cannot be written to, the others still get their report.
+    let shown = match &report.capacity {
+        Some(capacity) => say(&capacity.sentence),
+        None => say(render::markdown(&report).trim_end()),
+    };
+    let kept = render::write(&report, files);
+    shown?;
+    Ok(kept?)
+}
+
+/// Reports that cannot be read are as unusable as those that cannot be compared.
+fn compare_reports(options: &CompareOptions) -> ExitCode {
+    let unusable = Judgement::Unusable.exit_code();
+    let (before, after) = match (render::read(&options.before), render::read(&options.after)) {
+        (Ok(before), Ok(after)) => (before, after),
+        (Err(error), _) | (_, Err(error)) => return complain(&error.to_string(), unusable),
+    };
+    let found = compare(&before, &after, options.allowed);
+    let text = match options.json {
+        true => serde_json::to_string_pretty(&found).map_err(anyhow::Error::from),
+        false => Ok(found.table(options.all)),
+    };
+    match text.and_then(|text| say(text.trim_end())) {
+        Ok(()) => ExitCode::from(found.judgement.exit_code()),
+        Err(error) => complain(&format!("{error:#}"), unusable),
+    }
+}
+
+fn write_report(options: &ReportOptions) -> anyhow::Result<()> {
+    let report = render::read(&options.report)?;
+    if options.files == ReportFiles::default() {
+        return say(render::markdown(&report).trim_end());
+    }
+    Ok(render::write(&report, &options.files)?)
 }
 
 fn look_after_models(command: &ModelsCommand, config: &Config) -> anyhow::Result<()> {

@@ -6,10 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Where the figures come from.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Machine {
     /// The processor's name.
     pub processor: String,
@@ -22,7 +23,7 @@ pub struct Machine {
     pub load_average: Option<f64>,
 }
 
-/// Memory of this process.
+/// Memory of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// Bytes in memory now, mapped files included.
@@ -34,7 +35,12 @@ pub struct Memory {
 impl Memory {
     /// Now, where the system tells.
     pub fn now() -> Option<Self> {
-        memory_in(&fs::read_to_string("/proc/self/status").ok()?)
+        Self::of_process("self")
+    }
+
+    /// That of the process with this number.
+    pub fn of_process(process: &str) -> Option<Self> {
+        memory_in(&fs::read_to_string(format!("/proc/{process}/status")).ok()?)
     }
 }
 
@@ -112,7 +118,12 @@ fn size_in_bytes(text: &str) -> Option<u64> {
 /// Processor time of all threads of this process that still run: user and system, within a tick of the
 /// kernel. `None` where the system does not say.
 pub fn processor_time() -> Option<Duration> {
-    time_of_threads(Path::new("/proc/self/task"))
+    processor_time_of("self")
+}
+
+/// That of the process with this number.
+pub fn processor_time_of(process: &str) -> Option<Duration> {
+    time_of_threads(Path::new(&format!("/proc/{process}/task")))
 }
 
 /// Each thread has a folder, whose `schedstat` begins with its nanoseconds on a processor.

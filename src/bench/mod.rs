@@ -2,19 +2,37 @@
 //!
 //! [`engine`] measures a model without HTTP, scheduler and logs: what the machine gives for prompts and
 //! for tokens, or for pictures, how far that is from what the machine could give, and where the time goes.
+//!
+//! [`report_of::run`] and [`capacity::run`] measure a server over HTTP, ours or another: [`load`] says what is asked
+//! when, [`target`] asks, [`run`] measures one load and [`capacity`] searches for the greatest that is carried.
+//! What they find is [`results`], for [`render`], [`live`] and [`compare`]. How it is measured, and when a figure
+//! is void: `docs/benchmark.md`.
 
+pub mod capacity;
+pub mod compare;
 mod driver;
 pub mod engine;
 pub mod limits;
+pub mod live;
+pub mod load;
 pub mod machine;
+pub mod options;
+pub mod own_server;
 mod picture_driver;
 pub mod picture_report;
 mod picture_table;
 pub mod picture_work;
 mod pictures;
+pub mod render;
 pub mod report;
+pub mod report_of;
+pub mod results;
+pub mod run;
+pub mod setup;
 pub mod statistics;
 mod table;
+pub mod target;
+pub mod watcher;
 
 use std::path::PathBuf;
 

@@ -264,7 +264,7 @@ pub(super) fn right_aligned(grid: &[Vec<String>]) -> String {
 }
 
 /// Every column as wide as its widest cell; the first to the left if `names` stand there.
-fn aligned(grid: &[Vec<String>], names: bool) -> String {
+pub(super) fn aligned(grid: &[Vec<String>], names: bool) -> String {
     let columns = grid.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = grid.iter().filter_map(|line| line.get(column));

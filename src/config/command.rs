@@ -1,15 +1,15 @@
 //! The command line: `serve` (also when no subcommand is given), `models list | pull | verify` and
-//! `bench engine`.
+//! `bench engine | run | capacity | compare | report`.
 
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
 
 use super::bench::{self, BenchCommand};
 use super::layers::{self, Values};
-use super::settings::{Kind, MODELS, PROGRAM, SETTINGS, SOURCES, Setting};
+use super::settings::{Kind, LISTENING, MODELS, PROGRAM, SETTINGS, SOURCES, Setting};
 use super::{Config, ConfigError};
 
 /// What the user asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Serve models over HTTP.
     Serve,
@@ -67,6 +67,11 @@ impl CommandLine {
         })
     }
 
+    /// The flags as environment variables: for a service of our own that is to have the same settings.
+    pub fn variables(&self) -> Vec<(String, String)> {
+        self.flags.variables()
+    }
+
     /// Lays the flags over the environment, the file and the defaults, and judges the result.
     /// `variables` are all environment variables.
     ///
@@ -111,7 +116,10 @@ fn command() -> Clap {
                 .args(serving()),
         )
         .subcommand(models())
-        .subcommand(bench::command(settings_of(&[MODELS, SOURCES, PROGRAM])))
+        .subcommand(bench::command(
+            settings_of(&[MODELS, SOURCES, PROGRAM]),
+            serving_measured,
+        ))
 }
 
 /// The settings of these sections, without those that only a service needs.
@@ -120,6 +128,15 @@ fn settings_of(sections: &[&str]) -> Vec<Arg> {
         .iter()
         .filter(|setting| sections.contains(&setting.section))
         .filter(|setting| setting.key != "drain_timeout_ms")
+        .map(argument)
+        .collect()
+}
+
+/// The settings of a service that is started to be measured: all but where it listens.
+fn serving_measured() -> Vec<Arg> {
+    SETTINGS
+        .iter()
+        .filter(|setting| setting.section != LISTENING)
         .map(argument)
         .collect()
 }
@@ -236,6 +253,35 @@ mod tests {
     }
 
     #[test]
+    fn finished_reports_are_compared_and_written_again() {
+        let command = |line: &str| match parse(line).unwrap().command {
+            Command::Bench(command) => command,
+            other => panic!("{other:?}"),
+        };
+        let BenchCommand::Compare(usual) = command("bench compare a.json b.json") else {
+            panic!("it compares");
+        };
+        assert_eq!(
+            (usual.before, usual.after),
+            ("a.json".into(), "b.json".into())
+        );
+        assert_eq!((usual.allowed, usual.all, usual.json), (0.0, false, false));
+        let line = "bench compare a.json b.json --allow 5 --all --format json";
+        let BenchCommand::Compare(other) = command(line) else {
+            panic!("it compares");
+        };
+        assert_eq!((other.allowed, other.all, other.json), (0.05, true, true));
+        let line = "bench report a.json --report-html a.html --csv a.csv --vllm-json v.json";
+        let BenchCommand::Report(report) = command(line) else {
+            panic!("it writes");
+        };
+        assert_eq!(report.files.html, Some("a.html".into()));
+        assert_eq!(report.files.csv, Some("a.csv".into()));
+        assert_eq!(report.files.vllm_json, Some("v.json".into()));
+        assert_eq!((report.files.json, report.files.markdown), (None, None));
+    }
+
+    #[test]
     fn wrong_lines_are_refused() {
         let many = format!("bench engine --rows {}", vec!["1"; 33].join(","));
         for (line, expected) in [
@@ -258,6 +304,11 @@ mod tests {
             ("bench engine --format csv", "table, json"),
             ("bench engine --batch-size 1", "--batch-size"),
             ("bench engine --port 1", "--port"),
+            ("bench compare a.json", "<AFTER.json>"),
+            ("bench compare a.json b.json --allow -1", "-1"),
+            ("bench compare a.json b.json --allow x", "from 0 to 1000"),
+            ("bench compare a.json b.json --model x", "--model"),
+            ("bench report", "<REPORT.json>"),
             (&many, "--rows lists 33 levels; at most 32"),
         ] {
             let error = parse(line).unwrap_err().to_string();

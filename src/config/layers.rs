@@ -253,6 +253,14 @@ impl Values {
         values
     }
 
+    /// As they would stand in the environment.
+    pub(super) fn variables(&self) -> Vec<(String, String)> {
+        let variable = |(key, value): (&&'static str, &Value)| {
+            Some((settings::find(key)?.variable(), value.texts.join(",")))
+        };
+        self.0.iter().filter_map(variable).collect()
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key)
     }

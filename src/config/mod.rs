@@ -2,12 +2,13 @@
 //!
 //! [`settings`] lists every setting once, [`layers`] collects their values with their origins,
 //! [`resolve`] judges them and builds the settings of each layer, [`command`] is the command line
-//! ([`bench`] its part for measurements).
+//! ([`bench`] and [`load_bench`] its part for measurements).
 //! Nothing here acts on a setting.
 
 mod bench;
 mod command;
 mod layers;
+mod load_bench;
 mod resolve;
 mod settings;
 

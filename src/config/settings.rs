@@ -96,7 +96,8 @@ pub(super) const SOURCES: &str = "Where models come from";
 /// The section of settings that say which model is meant, and how it is set up.
 pub(super) const MODELS: &str = "Models";
 const BATCHING: &str = "Batching";
-const LISTENING: &str = "Listening";
+/// The section of settings that say where a service listens, and to whom.
+pub(super) const LISTENING: &str = "Listening";
 const STREAMS: &str = "Streams and event logs";
 const GRADIO: &str = "Gradio's clients";
 const LIMITS: &str = "Limits of a request";

@@ -6,6 +6,7 @@ mod bench;
 mod configuration;
 mod hub;
 mod prefix_cache;
+mod reports;
 mod sandbox;
 mod service;
 mod sources;

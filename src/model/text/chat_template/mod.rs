@@ -10,6 +10,8 @@
 mod python;
 mod strftime;
 
+pub(crate) use strftime::format_utc;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value};

@@ -45,7 +45,7 @@ pub(super) fn seconds_since_1970() -> u64 {
 ///
 /// # Errors
 /// A directive that isn't known here, as a message.
-pub(super) fn format_utc(format: &str, seconds: u64) -> Result<String, String> {
+pub(crate) fn format_utc(format: &str, seconds: u64) -> Result<String, String> {
     let date = Date::of_day(seconds / SECONDS_A_DAY);
     let (hour, minute, second) = (
         seconds % SECONDS_A_DAY / 3_600,
