@@ -10,8 +10,9 @@ use std::time::Duration;
 use candle_core::{Device, Module, Result, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use girandole::kernels::image::{
-    Conv2d, ConvOptions, GroupNorm, Linear, Padding, attention, geglu, stock,
+    Conv2d, ConvOptions, GroupNorm, Padding, attention, geglu, linear, stock,
 };
+use girandole::kernels::linear::Linear;
 use girandole::kernels::threads::set_compute_threads;
 
 const ROWS: [usize; 2] = [1, 4];
@@ -136,7 +137,7 @@ fn feed_forward(criterion: &mut Criterion) {
                 criterion,
                 &format!("linear_geglu_{rows}x{tokens}_{channels}"),
                 16 * rows * tokens * channels * channels,
-                &|| geglu(&layer.forward(&x)?),
+                &|| geglu(&linear(&layer, &x)?),
                 &|| {
                     let both = candles.forward(&x)?;
                     let width = 4 * channels;

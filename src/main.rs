@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::oneshot;
@@ -45,7 +45,7 @@ use girandole::model::text::tokenizer::TextTokenizer;
 use girandole::model::{Model, ModelError, diffusion, loader};
 use girandole::shutdown::{Signals, on_signals};
 use girandole::telemetry::{Metrics, start_logging};
-use girandole::time::{Clock, RealClock};
+use girandole::time::{Clock, RealClock, unix_seconds};
 
 /// How long connections may take at least for what they have left to send when the engines have
 /// stopped, however late that is.
@@ -418,15 +418,6 @@ fn start_engines(
         })
     };
     configs.iter().zip(prepared).map(start).collect()
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a date for people, not a time to reckon with"
-)]
-fn unix_seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 /// One model that cannot be loaded ends the start, also when others could: a service that lacks

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A point in time: microseconds since the clock's start. Never goes backwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +106,16 @@ impl Clock for RealClock {
     fn now(&self) -> Time {
         Time::ZERO + self.start.elapsed()
     }
+}
+
+/// Seconds since the Unix epoch: a date for people, not a time to reckon with.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the calendar"
+)]
+pub fn unix_seconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// A clock that stands still until it is moved.

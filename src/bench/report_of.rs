@@ -12,6 +12,7 @@ use super::results::{
 };
 use super::run::{Plan, PointSpec, RunError, Watcher};
 use super::setup::{Opened, described_arrivals, settings};
+use crate::time::unix_seconds;
 
 /// Measures what was asked for, one point after another.
 ///
@@ -122,13 +123,4 @@ pub(super) fn assemble(
         points,
         warnings,
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a date for people, not a time to reckon with"
-)]
-fn unix_seconds() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }

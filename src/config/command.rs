@@ -304,11 +304,11 @@ mod tests {
             ("bench engine --format csv", "table, json"),
             ("bench engine --batch-size 1", "--batch-size"),
             ("bench engine --port 1", "--port"),
-            ("bench compare a.json", "<AFTER.json>"),
+            ("bench compare a.json", "<FILE.json>"),
             ("bench compare a.json b.json --allow -1", "-1"),
             ("bench compare a.json b.json --allow x", "from 0 to 1000"),
             ("bench compare a.json b.json --model x", "--model"),
-            ("bench report", "<REPORT.json>"),
+            ("bench report", "<FILE.json>"),
             (&many, "--rows lists 33 levels; at most 32"),
         ] {
             let error = parse(line).unwrap_err().to_string();

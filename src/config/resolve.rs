@@ -188,7 +188,8 @@ fn proxies(values: &Values) -> Result<Proxies, ConfigError> {
 
 fn gradio(values: &Values) -> Result<GradioConfig, ConfigError> {
     Ok(GradioConfig {
-        grace: values.millis("gradio_grace_ms", 0..=HOUR_MS)?,
+        // Clients open their stream only when they know that they have joined.
+        grace: values.millis("gradio_grace_ms", 1_000..=HOUR_MS)?,
         linger: values.millis("gradio_linger_ms", 0..=60_000)?,
         max_sessions: values.number("gradio_max_sessions", 1..=MAX_COUNT)?,
         max_session_events: values.number("gradio_max_session_events", 1..=MAX_COUNT)?,

@@ -457,7 +457,7 @@ mod tests {
             ("repo = \"stabilityai/", "repo = \"../", "repo"),
             ("revision = \"main\"", "revision = \"..\"", "revision"),
             ("name = \"sd-turbo\"", "name = \"SD Turbo\"", "name"),
-            ("steps", "step", "step"),
+            ("\nsteps", "\nstep", "step"),
         ] {
             let text = good.replacen(from, to, 1);
             assert_ne!(text, good, "{from} is not in the manifest");

@@ -363,9 +363,9 @@ mod tests {
         for ticket in 0..6 {
             case.push(1, ticket, 10);
         }
-        case.push(2, 6, 20);
-        case.push(2, 7, 20);
-        // Twice as much work, half as many turns.
+        case.push(2, 6, 30);
+        case.push(2, 7, 30);
+        // Three times the work, a third of the turns.
         assert_eq!(case.turns(8), [1, 2, 1, 1, 2, 1, 1, 1]);
     }
 

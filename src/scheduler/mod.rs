@@ -145,6 +145,8 @@ pub struct Scheduler {
     turns: Turns,
     arrivals: Arrivals,
     step: u64,
+    /// Parts of rows in passes so far.
+    parts: u64,
     next_ticket: u64,
 }
 
@@ -172,6 +174,7 @@ impl Scheduler {
             turns: Turns::default(),
             arrivals: Arrivals::default(),
             step: 0,
+            parts: 0,
             next_ticket: 0,
         }
     }
@@ -299,7 +302,8 @@ impl Scheduler {
         }
         for planned in ran {
             if let Some(row) = &mut self.running[planned.slot.index()] {
-                row.advance(planned, self.step);
+                self.parts += 1;
+                row.advance(planned, self.parts);
             }
         }
         for result in results {
@@ -375,7 +379,7 @@ impl Scheduler {
                 phase: Phase::Begin,
                 begin_done: 0,
                 iterations: 0,
-                last_step: 0,
+                last_part: 0,
             });
             admitted.push(Admission { row, slot });
         }

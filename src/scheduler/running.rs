@@ -19,8 +19,8 @@ pub(crate) struct Running {
     pub(crate) phase: Phase,
     pub(crate) begin_done: u32,
     pub(crate) iterations: u32,
-    /// The step in which it last took part in a pass.
-    pub(crate) last_step: u64,
+    /// Number of its last part in a pass, counted over all rows in the order in which passes took them.
+    pub(crate) last_part: u64,
 }
 
 impl Running {
@@ -35,7 +35,7 @@ impl Running {
     /// Its claim to a place in its group's pass.
     pub(crate) fn stepper(&self) -> Stepper {
         Stepper {
-            last_step: self.last_step,
+            last_part: self.last_part,
             ticket: self.ticket,
             work: self.work(),
         }
@@ -67,9 +67,9 @@ impl Running {
         }
     }
 
-    /// Counts what the pass of step number `step` did for the row and moves it to its next phase.
-    pub(crate) fn advance(&mut self, planned: &PlannedRow, step: u64) {
-        self.last_step = step;
+    /// Counts what a pass did for the row, its part number `part`, and moves it to its next phase.
+    pub(crate) fn advance(&mut self, planned: &PlannedRow, part: u64) {
+        self.last_part = part;
         match planned.phase {
             Phase::Begin => {
                 self.begin_done += planned.work;

@@ -71,8 +71,9 @@ impl Turns {
 /// A row of a group that could iterate now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Stepper {
-    /// The step in which it last took part in a pass.
-    pub(crate) last_step: u64,
+    /// Number of its last part in a pass, counted over all rows: that of a step alone would prefer the same rows
+    /// among equals again and again.
+    pub(crate) last_part: u64,
     /// Order of admission.
     pub(crate) ticket: u64,
     /// Units of its next step.
@@ -145,10 +146,11 @@ mod tests {
     /// Who steps in each pass, of rows of this work, where a pass has room for `limit`.
     fn check_rotation(work: &[u32], limit: u32, wanted: &[&[usize]]) {
         let mut last = vec![0; work.len()];
+        let mut parts = 0;
         for (step, wanted) in (1..).zip(wanted) {
             let rows = (0..work.len()).map(|row| {
                 let stepper = Stepper {
-                    last_step: last[row],
+                    last_part: last[row],
                     ticket: row as u64,
                     work: work[row],
                 };
@@ -156,7 +158,10 @@ mod tests {
             });
             let taken = rotate(rows.collect(), limit);
             assert_eq!(taken, *wanted, "pass {step}");
-            taken.iter().for_each(|row| last[*row] = step);
+            for row in taken {
+                parts += 1;
+                last[row] = parts;
+            }
         }
     }
 

@@ -23,7 +23,7 @@ export class JobView {
     this.root = h(
       "li",
       { class: "job" },
-      h("h3", { class: "job-prompt", text: job.body.prompt, title: job.body.prompt }),
+      h("h2", { class: "job-prompt", text: job.body.prompt, title: job.body.prompt }),
       h("ul", { class: "frames" }, ...this.#frames.map((frame) => frame.root)),
       h("div", { class: "foot" }, this.figures, this.actions),
     );

@@ -283,6 +283,8 @@ async fn the_api_describes_itself_offline() {
         "/api/v1/requests",
         "/api/v1/requests/{id}",
         "/api/v1/requests/{id}/events",
+        "/api/v1/events",
+        "/api/v1/admin/overview",
         "/api/v1/models",
         "/v1/chat/completions",
         "/v1/completions",

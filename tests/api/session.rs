@@ -7,6 +7,7 @@ use girandole::api::EdgeConfig;
 use girandole::api::native::wire::{GoneBody, SessionFrame};
 use girandole::client::{EventStream, StreamEvent};
 use girandole::events::store::Retention;
+use girandole::time::RealClock;
 use reqwest::{Method, Response};
 use serde_json::json;
 
@@ -165,13 +166,15 @@ async fn each_request_is_paced_for_itself() {
     for _ in 0..10 {
         ids.push(service.submit(&body("Say", 800)).await);
     }
+    let clock = RealClock::start();
     let mut heard = Heard::default();
     let query = format!("requests={}", heard.cursors(&ids));
     read(call(&service, &query, None).await, usize::MAX, &mut heard).await;
+    // However long it took: twenty in any second, and as many again for the second that has just begun.
+    let most = 20.0 * (clock.elapsed().as_secs_f64() + 1.0);
     for id in &ids {
-        // 2 s of text at 20 frames a second, less on a machine too busy to send them.
         let frames = heard.0[id].len();
-        assert!((5..=48).contains(&frames), "{frames} frames");
+        assert!(frames >= 5 && frames as f64 <= most, "{frames} frames");
         assert_eq!(Sum::of(&heard.0[id]).tokens, [800]);
     }
     service.until_idle().await;

@@ -78,7 +78,8 @@ export async function oneConnection({ browser, service }) {
   page.on("requestfailed", count(-1));
   await ask(page, "Hello", { model: "chat", max_tokens: 300, seed: 1 });
   await page.click("#tab-images");
-  await page.fill("#image-settings-steps", "30");
+  // Long enough for all ten to be under way at once, also on a busy machine.
+  await page.fill("#image-settings-steps", "120");
   await page.fill("#image-settings-width", "64");
   await page.fill("#image-settings-height", "64");
   for (let job = 0; job < 9; job += 1) {
@@ -89,7 +90,7 @@ export async function oneConnection({ browser, service }) {
   assert.equal(open, 1, "one open stream for ten jobs");
   // Opening it anew may overlap with the end of the old one.
   assert.ok(most <= 2, `${most} streams at once`);
-  await until("all pictures", async () => (await page.locator('.job[data-state="done"]').count()) === 9, 60_000);
+  await until("all pictures", async () => (await page.locator('.job[data-state="done"]').count()) === 9, 120_000);
   await page.click("#tab-chat");
   assert.equal((await lastAnswer(page)).text.length, 300);
   assert.deepEqual(page.complaints, []);

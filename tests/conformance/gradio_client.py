@@ -128,13 +128,15 @@ class Checks:
         assert at == named and len(at) == 20 and longer != at, (at, named, longer)
 
     def iterate(self):
+        began = time.monotonic()
         job = self.client.submit("hello", 300, api_name="/generate")
         said = list(job)
+        taken = time.monotonic() - began
         assert said[-1] == job.result() and len(said[-1]) == 300, said[-1]
         for before, after in zip(said, said[1:], strict=False):
             assert after.startswith(before) and len(after) > len(before), (before, after)
-        # Three seconds of text at 20 updates a second; a busy machine may give fewer.
-        assert 6 <= len(said) <= 70, len(said)
+        # Twenty in each second, however long a busy machine takes for three seconds of text.
+        assert 6 <= len(said) <= 20 * taken + 5, (len(said), taken)
 
     def rank_and_eta(self):
         jobs = self.fill(ROWS)

@@ -66,8 +66,10 @@ async fn a_full_queue_is_503_by_every_way_in() {
     for path in ["/config", "/gradio_api/info", "/gradio_api/queue/status"] {
         assert_eq!(gradio.get(path).await.status, 200, "{path}");
     }
-    let status = gradio.get("/gradio_api/queue/status").await.body;
-    assert_eq!(status["queue_size"], 2);
+    eventually("both that wait are told", async || {
+        gradio.get("/gradio_api/queue/status").await.body["queue_size"] == 2
+    })
+    .await;
     for id in ids {
         assert_eq!(gradio.cancel(&id).await.status, 200);
     }

@@ -155,7 +155,10 @@ fn single_files_draw_what_their_folders_draw() {
         let expected = picture(&whole, 0);
         assert!(expected.rgb().iter().any(|byte| *byte != expected.rgb()[0]));
         assert_eq!(picture(&single, 0).rgb(), expected.rgb(), "{model}");
-        assert_ne!(picture(&single, 1).rgb(), expected.rgb(), "{model}");
+        // The tiny XL's second text encoder has no layer to spare.
+        if model != "sdxl-tiny" {
+            assert_ne!(picture(&single, 1).rgb(), expected.rgb(), "{model}");
+        }
     }
 }
 

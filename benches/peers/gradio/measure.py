@@ -336,10 +336,7 @@ async def gone(arguments):
 async def eta(arguments):
     """What the first estimation says, against what came: of ours until the start, of Gradio's until the end."""
     random.seed(5)
-    load = HERE.parent / "eta_load.json"
     plan = [(0.3 * number + random.random(), random.choice([5, 10, 20, 60])) for number in range(200)]
-    if load.exists():
-        plan = [(one["at"], one["length"]) for one in json.loads(load.read_text())]
     with Server(arguments, rate=20, limit=4) as server:
         began = time.monotonic()
         errors = []

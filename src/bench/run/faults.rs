@@ -12,6 +12,7 @@ use crate::bench::load::asks::Load;
 use crate::bench::load::{Arrivals, Lengths, Pattern, TextLoad};
 use crate::bench::results::{Api, Metric, Objective, Objectives, Outcome};
 use crate::bench::target::TargetConfig;
+use crate::time::{Clock, RealClock, Time};
 
 /// What the server does wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +38,7 @@ async fn answer(
     mut stream: TcpStream,
     fault: Fault,
     counted: Arc<AtomicU64>,
-    began: tokio::time::Instant,
+    (clock, began): (Arc<RealClock>, Time),
 ) {
     let mut request = Vec::new();
     let mut piece = [0; 4096];
@@ -65,8 +66,8 @@ async fn answer(
             began + Duration::from_millis(from_ms),
             began + Duration::from_millis(from_ms + for_ms),
         );
-        if (from..to).contains(&tokio::time::Instant::now()) {
-            tokio::time::sleep_until(to).await;
+        if (from..to).contains(&clock.now()) {
+            tokio::time::sleep_until(clock.instant(to).into()).await;
         }
     }
     if matches!(fault, Fault::Refuse(every) if is_hit(every)) {
@@ -118,20 +119,26 @@ fn serve(fault: Fault) -> String {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             sender.send(listener.local_addr().unwrap()).unwrap();
             let counted = Arc::new(AtomicU64::new(0));
+            let clock = Arc::new(RealClock::start());
             let mut began = None;
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 // The clock of a stall starts with the load.
                 if counted.load(Ordering::Relaxed) >= 4 {
-                    began.get_or_insert_with(tokio::time::Instant::now);
+                    began.get_or_insert(clock.now());
                 }
-                let began = began.unwrap_or_else(tokio::time::Instant::now);
+                let began = began.unwrap_or(clock.now());
                 let fault = if counted.load(Ordering::Relaxed) >= 4 {
                     fault
                 } else {
                     Fault::Nothing
                 };
-                tokio::spawn(answer(stream, fault, Arc::clone(&counted), began));
+                tokio::spawn(answer(
+                    stream,
+                    fault,
+                    Arc::clone(&counted),
+                    (Arc::clone(&clock), began),
+                ));
             }
         });
     });

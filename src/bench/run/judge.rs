@@ -14,6 +14,8 @@ use crate::time::Time;
 pub const LOOK: Duration = Duration::from_millis(250);
 /// Requests after which a test of rigour may look again: that many times as many.
 const NEXT_CONFIRMATION: f64 = 1.5;
+/// Of a window that was asked for, at most one part of so many is left out as not yet steady.
+const LONGEST_BEGINNING: u32 = 10;
 /// Quick tests look more often.
 const NEXT_SCREENING: f64 = 1.1;
 /// Looks at requests in flight that are kept; when there are more, every other one goes.
@@ -115,7 +117,11 @@ impl Judge {
             return None;
         }
         let to = to.min(now);
-        let steady_since = recorder.steady_since(self.base, to);
+        // Of what was asked for, only a beginning is left out: a stall at half time is a result, and no warm-up.
+        let latest = self.base + to.saturating_since(self.base) / LONGEST_BEGINNING;
+        let steady_since = recorder
+            .steady_since(self.base, to)
+            .filter(|since| *since <= latest);
         let from = steady_since.unwrap_or(self.base);
         let judgement = self
             .tally(recorder, from, to, now)

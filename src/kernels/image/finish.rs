@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::elementwise::normal_cdf;
 use super::panel::COLUMNS;
 use crate::kernels::isa::per_isa;
 use crate::kernels::shared_output::SharedOutput;
@@ -99,39 +98,6 @@ pub(super) fn write_tile<V: Vector>(
         }
     }
     output.write(at, stored);
-}
-
-per_isa! {
-    /// sums: (pairs of a tile of values and a tile of gates, pixels, 16), plus the bias -> `value * gelu_erf(gate)`, half as
-    /// many columns, which are whole tiles.
-    pub(super) fn store_geglu(place: &Place, sums: &[[f32; COLUMNS]], bias: Option<&[f32]>, output: &SharedOutput<'_>) = store_geglu_body<Vector>;
-}
-
-#[inline(always)]
-fn store_geglu_body<V: Vector>(
-    place: &Place,
-    sums: &[[f32; COLUMNS]],
-    bias: Option<&[f32]>,
-    output: &SharedOutput<'_>,
-) {
-    let count = place.pixels.len();
-    for (index, pixel) in place.pixels.clone().enumerate() {
-        for (pair, sums) in sums.chunks_exact(2 * count).enumerate() {
-            let first = (place.tiles.start + 2 * pair) * COLUMNS;
-            let mut both = [V::load(&sums[index]), V::load(&sums[count + index])];
-            if let Some(bias) = bias {
-                both[0] = both[0].add(load(bias, first));
-                both[1] = both[1].add(load(bias, first + COLUMNS));
-            }
-            let (mut values, mut gates) = ([0f32; COLUMNS], [0f32; COLUMNS]);
-            both[0].store(&mut values);
-            both[1].store(&mut gates);
-            for lane in 0..COLUMNS {
-                values[lane] *= gates[lane] * normal_cdf(gates[lane]);
-            }
-            output.write_array(pixel * (place.out / 2) + first / 2, &values);
-        }
-    }
 }
 
 #[inline(always)]

@@ -1,4 +1,4 @@
-//! Convolutions and linear layers on the CPU: products of gathered pixels with packed weights.
+//! Convolutions on the CPU: products of gathered pixels with packed weights.
 //!
 //! The inputs of an output pixel are a list of segments: for each block of channels, for each place of the kernel, that
 //! block of the pixel there. Segments are worked off in passes of a few: a task gathers a pass of its pixels into a small
@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::finish::{Addends, Place, store, store_geglu};
+use super::finish::{Addends, Place, store};
 use super::panel::{Begin, COLUMNS, PIXEL_STRIDE, SEGMENT_INPUTS, Segment, multiply};
 use super::tasks::Tasks;
 use crate::kernels::lines::{Lines, bytes_mut, floats};
@@ -39,21 +39,6 @@ pub(super) struct Geometry {
     /// Of a row of the output.
     pub out_height: usize,
     pub out_width: usize,
-}
-
-impl Geometry {
-    /// Of a product that takes each row by itself.
-    pub(super) fn rows(count: usize) -> Self {
-        Self {
-            kernel_width: 1,
-            stride: 1,
-            before: 0,
-            height: count,
-            width: 1,
-            out_height: count,
-            out_width: 1,
-        }
-    }
 }
 
 /// A weight of shape (out, places of the kernel, in), packed: per pass (tiles, inputs, 16).
@@ -144,11 +129,6 @@ impl PackedWeight {
         })
     }
 
-    /// Bytes of the weight as it is kept.
-    pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.lines)
-    }
-
     /// x: (rows, height, width, in) -> (rows, out height, out width, out), plus the addends.
     pub(super) fn multiply(
         &self,
@@ -168,50 +148,17 @@ impl PackedWeight {
                 && [0, pixels * self.out].contains(&lens(addends.residual)),
             "addends fit"
         );
-        self.run(x, geometry, Finish::Add(addends), pixels, self.out)
-    }
-
-    /// x: (rows, in) -> (rows, out / 2), `value * gelu_erf(gate)`, where the tiles of values and of gates take turns.
-    pub(super) fn multiply_geglu(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-        let rows = x.len() / self.channels;
-        // What the reads and the writes rely on.
-        assert!(
-            x.len() == rows * self.channels
-                && self.out.is_multiple_of(2 * COLUMNS)
-                && bias.is_none_or(|bias| bias.len() == self.out),
-            "whole rows, whole tiles"
-        );
-        let geometry = Geometry::rows(rows);
-        self.run(x, &geometry, Finish::Geglu(bias), rows, self.out / 2)
-    }
-
-    fn run(
-        &self,
-        x: &[f32],
-        geometry: &Geometry,
-        finish: Finish<'_>,
-        pixels: usize,
-        columns: usize,
-    ) -> Vec<f32> {
         let walk = Walk {
             weight: self,
             x,
             geometry,
-            finish,
+            addends,
             pixels,
         };
         // SAFETY: the tasks cover all pixels and columns, and each writes all of its own.
-        let mut outputs = unsafe { filled(&[pixels * columns], |outputs| walk.run(&outputs[0])) };
+        let mut outputs = unsafe { filled(&[pixels * self.out], |outputs| walk.run(&outputs[0])) };
         outputs.swap_remove(0)
     }
-}
-
-/// What becomes of the sums.
-#[derive(Clone, Copy)]
-enum Finish<'a> {
-    Add(&'a Addends<'a>),
-    /// With its bias.
-    Geglu(Option<&'a [f32]>),
 }
 
 /// One product's loop.
@@ -219,7 +166,7 @@ struct Walk<'a> {
     weight: &'a PackedWeight,
     x: &'a [f32],
     geometry: &'a Geometry,
-    finish: Finish<'a>,
+    addends: &'a Addends<'a>,
     /// Of the output.
     pixels: usize,
 }
@@ -302,10 +249,7 @@ impl Walk<'_> {
             out: self.weight.out,
             row_pixels: self.geometry.out_height * self.geometry.out_width,
         };
-        match self.finish {
-            Finish::Add(addends) => store(&place, sums, addends, output),
-            Finish::Geglu(bias) => store_geglu(&place, sums, bias, output),
-        }
+        store(&place, sums, self.addends, output);
     }
 
     fn find_corners(&self, pixels: Range<usize>, corners: &mut Vec<Corner>) {

@@ -7,10 +7,11 @@
 use candle_core::{DType, Device, Tensor, bail};
 
 use super::config::clip::{ClipActivation, ClipConfig};
-use super::layers::{compute_dtype, layer_norm, linear, linear_no_bias};
+use super::layers::{compute_dtype, layer_norm, linear, linear_no_bias, linears};
 use super::weights::{Scope, Weights};
 use crate::kernels::embedding::Embedding;
-use crate::kernels::image::{self, LayerNorm, Linear, Mask, forward_all};
+use crate::kernels::image::{self, LayerNorm, Mask};
+use crate::kernels::linear::Linear;
 use crate::model::ModelError;
 
 /// The end token of configurations from before transformers 4.30, which does not occur: the pooled state is
@@ -73,15 +74,15 @@ impl Layer {
     /// x: (n, tokens, c) -> the same shape.
     fn forward(&self, x: &Tensor, config: &ClipConfig) -> candle_core::Result<Tensor> {
         let scale = ((config.hidden_size / config.heads) as f32).powf(-0.5);
-        let [q, k, v] = forward_all([&self.q, &self.k, &self.v], &self.norm1.forward(x)?)?;
+        let [q, k, v] = linears([&self.q, &self.k, &self.v], &self.norm1.forward(x)?)?;
         let attended = image::attention(&q, &k, &v, config.heads, scale, Some(Mask::Causal))?;
-        let x = self.out.forward_add(&attended, x)?;
-        let inner = self.fc1.forward(&self.norm2.forward(&x)?)?;
+        let x = image::linear_add(&self.out, &attended, x)?;
+        let inner = image::linear(&self.fc1, &self.norm2.forward(&x)?)?;
         let inner = match config.activation {
             ClipActivation::QuickGelu => image::quick_gelu(&inner)?,
             ClipActivation::Gelu => image::gelu_erf(&inner)?,
         };
-        self.fc2.forward_add(&inner, &x)
+        image::linear_add(&self.fc2, &inner, &x)
     }
 }
 
@@ -204,7 +205,7 @@ impl ClipText {
             .collect::<candle_core::Result<Vec<_>>>()?;
         let states = Tensor::cat(&states, 0)?.contiguous()?;
         let pooled = match &self.projection {
-            Some(projection) => projection.forward(&states)?,
+            Some(projection) => image::linear(projection, &states)?,
             None => states,
         };
         pooled.to_dtype(DType::F32)

@@ -3,9 +3,8 @@
 use candle_core::{DType, Tensor};
 
 use super::weights::Scope;
-use crate::kernels::image::{
-    self, Conv2d, ConvOptions, Geglu, GroupNorm, LayerNorm, Linear, Padding,
-};
+use crate::kernels::image::{self, Conv2d, ConvOptions, GroupNorm, LayerNorm, Padding};
+use crate::kernels::linear::{self, Linear};
 use crate::model::ModelError;
 
 /// A 3x3 convolution that keeps the picture's size.
@@ -33,15 +32,6 @@ const POINT: ConvOptions = ConvOptions {
 pub(super) fn linear(scope: &Scope<'_>, k: usize, n: usize) -> Result<Linear, ModelError> {
     let bias = scope.tensor("bias", &[n])?;
     Ok(Linear::dense(scope.tensor("weight", &[n, k])?, Some(bias))?)
-}
-
-/// A linear layer with GEGLU behind it: weight (2 n, k), bias (2 n,), the values' before the gates'.
-pub(super) fn geglu(scope: &Scope<'_>, k: usize, n: usize) -> Result<Geglu, ModelError> {
-    let bias = scope.tensor("bias", &[2 * n])?;
-    Ok(Geglu::dense(
-        scope.tensor("weight", &[2 * n, k])?,
-        Some(bias),
-    )?)
 }
 
 /// A linear layer without a bias: weight (n, k).
@@ -127,6 +117,20 @@ pub(super) fn layer_norm(
     let weight = scope.tensor_f32("weight", &[width])?;
     let bias = scope.tensor_f32("bias", &[width])?;
     Ok(LayerNorm::new(weight, Some(bias), eps)?)
+}
+
+/// Several layers over one input, x: (rows, tokens, k) -> (rows, tokens, n) of each, in the dtype of `x`.
+pub(super) fn linears<const LAYERS: usize>(
+    layers: [&Linear; LAYERS],
+    x: &Tensor,
+) -> candle_core::Result<[Tensor; LAYERS]> {
+    let (rows, tokens, width) = x.dims3()?;
+    let mut outputs = linear::forward_all(layers, &x.reshape((rows * tokens, width))?)?;
+    for output in &mut outputs {
+        let n = output.dim(1)?;
+        *output = output.to_dtype(x.dtype())?.reshape((rows, tokens, n))?;
+    }
+    Ok(outputs)
 }
 
 /// In which numbers a component with weights of this dtype computes: f32 on the CPU, theirs elsewhere.

@@ -8,7 +8,8 @@ use candle_core::{Device, Tensor, bail};
 use super::config::unet::{AddedEmbedding, SIZE_IDS, UNetConfig};
 use super::layers::{Embedder, linear_f32};
 use super::weights::Scope;
-use crate::kernels::image::{self, Linear};
+use crate::kernels::image;
+use crate::kernels::linear::Linear;
 use crate::model::ModelError;
 
 /// The slowest wave is this many times as long as the fastest.

@@ -50,7 +50,7 @@ enum Source {
         names: HashSet<String>,
         used: RefCell<HashSet<String>>,
         /// How the file calls what is asked for; as it is asked for, if there is none.
-        layout: Option<Layout>,
+        layout: Option<Box<Layout>>,
     },
     Dummy {
         seed: u64,
@@ -103,7 +103,7 @@ impl Weights {
                 names: names.filter(|name| name.starts_with(prefix)).collect(),
                 files,
                 used: RefCell::default(),
-                layout: Some(layout.clone()),
+                layout: Some(Box::new(layout.clone())),
             },
             component: component.to_owned(),
             dtype,

@@ -11,7 +11,8 @@ use super::layers::{
 use super::packing::{TokenOrder, pack, unpack};
 use super::shapes::{AXES, FluxConfig};
 use super::transformer::TransformerInputs;
-use crate::kernels::image::{LayerNorm, Linear};
+use crate::kernels::image::{self, LayerNorm};
+use crate::kernels::linear::Linear;
 use crate::kernels::rope::rope;
 use crate::model::ModelError;
 use crate::model::diffusion::layers::linear;
@@ -65,7 +66,7 @@ impl Side {
         steered: &Steered,
         norm: &LayerNorm,
     ) -> candle_core::Result<Tensor> {
-        let x = add_gated(x, &steered.gate, &self.out.forward(attended)?)?;
+        let x = add_gated(x, &steered.gate, &image::linear(&self.out, attended)?)?;
         let mlp = [&steered.mlp_shift, &steered.mlp_scale, &steered.mlp_gate];
         feed_forward(&x, mlp, &self.mlp, norm)
     }
@@ -145,9 +146,9 @@ impl SingleBlock {
         let normed = modulate(&attention.norm.forward(x)?, &shift, &scale)?;
         let [q, k, v] = self.qkv.forward(&normed)?;
         let attended = attention.forward(&q, &k, &v)?;
-        let inner = gelu_tanh(&self.mlp.forward(&normed)?)?;
+        let inner = gelu_tanh(&image::linear(&self.mlp, &normed)?)?;
         let both = Tensor::cat(&[&attended, &inner], 2)?.contiguous()?;
-        add_gated(x, &gate, &self.out.forward(&both)?)
+        add_gated(x, &gate, &image::linear(&self.out, &both)?)
     }
 }
 
@@ -319,10 +320,8 @@ impl FluxTransformer {
             sin,
             positions: (0..rows).flat_map(|_| 0..positions).collect(),
         };
-        let mut picture = self.picture_in.forward(&tokens.to_dtype(self.dtype)?)?;
-        let mut text = self
-            .text_in
-            .forward(&inputs.context.to_dtype(self.dtype)?)?;
+        let mut picture = image::linear(&self.picture_in, &tokens.to_dtype(self.dtype)?)?;
+        let mut text = image::linear(&self.text_in, &inputs.context.to_dtype(self.dtype)?)?;
         for block in &self.double_blocks {
             (text, picture) = block.forward(&text, &picture, &steering, &attention)?;
         }
@@ -331,9 +330,7 @@ impl FluxTransformer {
             both = block.forward(&both, &steering, &attention)?;
         }
         let (_, picture) = part(&both, text_tokens)?;
-        let output = self
-            .out
-            .forward(&self.norm_out.forward(&picture, &steering)?)?;
+        let output = image::linear(&self.out, &self.norm_out.forward(&picture, &steering)?)?;
         unpack(&output, height, width, TokenOrder::ChannelsFirst)
     }
 }

@@ -9,10 +9,11 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor, bail};
 
 use crate::kernels::activation::gelu_tanh_mul;
-use crate::kernels::image::{self, LayerNorm, Linear, forward_all};
+use crate::kernels::image::{self, LayerNorm};
+use crate::kernels::linear::Linear;
 use crate::kernels::norm::rms_norm;
 use crate::model::ModelError;
-use crate::model::diffusion::layers::{Embedder, linear};
+use crate::model::diffusion::layers::{Embedder, linear, linears};
 use crate::model::diffusion::time_embedding::Sinusoids;
 use crate::model::diffusion::weights::Scope;
 
@@ -120,7 +121,7 @@ impl Modulation {
         &self,
         steering: &Tensor,
     ) -> candle_core::Result<[Tensor; PARTS]> {
-        let parts = self.linear.forward(steering)?.unsqueeze(1)?;
+        let parts = image::linear(&self.linear, steering)?.unsqueeze(1)?;
         let parts = (0..PARTS)
             .map(|part| parts.narrow(2, part * self.width, self.width)?.contiguous())
             .collect::<candle_core::Result<Vec<_>>>()?;
@@ -247,7 +248,7 @@ impl Qkv {
 
     /// x: (rows, tokens, width) -> queries and keys in f32 if they are normalised, and values, of the same shape.
     pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<[Tensor; 3]> {
-        let [mut q, mut k, v] = forward_all([&self.q, &self.k, &self.v], x)?;
+        let [mut q, mut k, v] = linears([&self.q, &self.k, &self.v], x)?;
         if let Some(norms) = &self.norms {
             for (x, weight) in [&mut q, &mut k].into_iter().zip(norms) {
                 let shape = x.dims3()?;
@@ -322,7 +323,7 @@ impl Mlp {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.second.forward(&gelu_tanh(&self.first.forward(x)?)?)
+        image::linear(&self.second, &gelu_tanh(&image::linear(&self.first, x)?)?)
     }
 }
 

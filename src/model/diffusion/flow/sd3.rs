@@ -11,7 +11,8 @@ use super::layers::{
 use super::packing::{TokenOrder, pack, unpack};
 use super::shapes::Sd3Config;
 use super::transformer::TransformerInputs;
-use crate::kernels::image::{LayerNorm, Linear};
+use crate::kernels::image::{self, LayerNorm};
+use crate::kernels::linear::Linear;
 use crate::model::ModelError;
 use crate::model::diffusion::layers::linear;
 use crate::model::diffusion::weights::{Scope, Weights};
@@ -120,12 +121,12 @@ impl Block {
         let attended = attend(&q, &k, &v, self.shape)?;
         let (of_picture, of_text) = part(&attended, picture.dim(1)?)?;
 
-        let branch = self.tail.out.forward(&of_picture)?;
+        let branch = image::linear(&self.tail.out, &of_picture)?;
         let mut picture = add_gated(picture, &gate, &branch)?;
         if let Some(dual) = &self.dual {
             let [shift, scale, gate] = dual.modulation.forward(steering)?;
             let [q, k, v] = dual.qkv.forward(&modulate(&normed, &shift, &scale)?)?;
-            let branch = dual.out.forward(&attend(&q, &k, &v, self.shape)?)?;
+            let branch = image::linear(&dual.out, &attend(&q, &k, &v, self.shape)?)?;
             picture = add_gated(&picture, &gate, &branch)?;
         }
         let mlp = [&mlp_shift, &mlp_scale, &mlp_gate];
@@ -133,7 +134,7 @@ impl Block {
         let text = match text_rest {
             None => None,
             Some(([gate, shift, scale, mlp_gate], tail)) => {
-                let text = add_gated(text, &gate, &tail.out.forward(&of_text)?)?;
+                let text = add_gated(text, &gate, &image::linear(&tail.out, &of_text)?)?;
                 let mlp = [&shift, &scale, &mlp_gate];
                 Some(feed_forward(&text, mlp, &tail.mlp, norm)?)
             }
@@ -213,19 +214,17 @@ impl Sd3Transformer {
         let steering = self
             .steering
             .forward(inputs.timesteps, inputs.guidance, inputs.pooled)?;
-        let picture = self.picture_in.forward(&tokens)?;
+        let picture = image::linear(&self.picture_in, &tokens)?;
         let mut picture = picture.broadcast_add(&positions)?.to_dtype(self.dtype)?;
         let context = inputs.context.to_dtype(self.dtype)?;
-        let mut text = self.text_in.forward(&context)?;
+        let mut text = image::linear(&self.text_in, &context)?;
         for block in &self.blocks {
             let (next_text, next_picture) =
                 block.forward(&text, &picture, &steering, &self.norm)?;
             picture = next_picture;
             text = next_text.unwrap_or(text);
         }
-        let output = self
-            .out
-            .forward(&self.norm_out.forward(&picture, &steering)?)?;
+        let output = image::linear(&self.out, &self.norm_out.forward(&picture, &steering)?)?;
         unpack(&output, height, width, TokenOrder::ChannelsLast)
     }
 

@@ -12,12 +12,13 @@ use serde_json::{Map, Value, json};
 
 use crate::kernels::activation::gelu_tanh_mul;
 use crate::kernels::embedding::Embedding;
-use crate::kernels::image::{self, Linear, Mask, forward_all};
+use crate::kernels::image::{self, Mask};
+use crate::kernels::linear::{self, Linear};
 use crate::kernels::norm::rms_norm;
 use crate::model::ModelError;
 use crate::model::diffusion::config::fields::Fields;
 use crate::model::diffusion::config::{MAX_LAYERS, MAX_WIDTH};
-use crate::model::diffusion::layers::linear_no_bias;
+use crate::model::diffusion::layers::{linear_no_bias, linears};
 use crate::model::diffusion::weights::{Scope, Weights};
 
 /// The largest vocabulary that a configuration may claim.
@@ -155,13 +156,12 @@ impl Block {
     fn forward(&self, x: &Tensor, bias: &Tensor, config: &T5Config) -> candle_core::Result<Tensor> {
         let eps = config.norm_eps as f32;
         let normed = rms_norm(x, &self.norm1, eps)?;
-        let normed = normed.unsqueeze(0)?;
-        let [q, k, v] = forward_all([&self.q, &self.k, &self.v], &normed)?;
+        let [q, k, v] = linears([&self.q, &self.k, &self.v], &normed.unsqueeze(0)?)?;
         let bias = Some(Mask::Bias(bias));
         let attended = image::attention(&q, &k, &v, config.heads, 1.0, bias)?.squeeze(0)?;
         let x = self.out.forward_add(&attended, x)?;
         let normed = rms_norm(&x, &self.norm2, eps)?;
-        let [gate, up] = forward_all([&self.gate, &self.up], &normed)?;
+        let [gate, up] = linear::forward_all([&self.gate, &self.up], &normed)?;
         self.down.forward_add(&gelu_tanh_mul(&gate, &up)?, &x)
     }
 }

@@ -2,9 +2,10 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::kernels::image::{self, Geglu, GroupNorm, LayerNorm, Linear, forward_all};
+use crate::kernels::image::{self, GroupNorm, LayerNorm};
+use crate::kernels::linear::Linear;
 use crate::model::ModelError;
-use crate::model::diffusion::layers::{geglu, group_norm, layer_norm, linear, linear_no_bias};
+use crate::model::diffusion::layers::{group_norm, layer_norm, linear, linear_no_bias, linears};
 use crate::model::diffusion::weights::Scope;
 
 /// Added to the variance in the norm before a transformer, whatever the residual blocks use.
@@ -53,12 +54,11 @@ impl Transformer {
     pub(super) fn forward(&self, x: &Tensor, context: &Tensor) -> candle_core::Result<Tensor> {
         let (rows, height, width, channels) = x.dims4()?;
         let tokens = |x: &Tensor| x.reshape((rows, height * width, channels));
-        let mut inner = self.proj_in.forward(&tokens(&self.norm.forward(x)?)?)?;
+        let mut inner = image::linear(&self.proj_in, &tokens(&self.norm.forward(x)?)?)?;
         for layer in &self.layers {
             inner = layer.forward(&inner, context)?;
         }
-        self.proj_out
-            .forward_add(&inner, &tokens(x)?)?
+        image::linear_add(&self.proj_out, &inner, &tokens(x)?)?
             .reshape((rows, height, width, channels))
     }
 }
@@ -70,7 +70,7 @@ struct Layer {
     norm2: LayerNorm,
     to_text: Attention,
     norm3: LayerNorm,
-    gate_and_value: Geglu,
+    gate_and_value: Linear,
     feed_out: Linear,
 }
 
@@ -85,7 +85,7 @@ impl Layer {
             norm2: layer_norm(&scope.at("norm2"), c, LAYER_NORM_EPS)?,
             to_text: Attention::load(&scope.at("attn2"), shape, shape.context)?,
             norm3: layer_norm(&scope.at("norm3"), c, LAYER_NORM_EPS)?,
-            gate_and_value: geglu(&feed.at("0.proj"), c, inner)?,
+            gate_and_value: linear(&feed.at("0.proj"), c, 2 * inner)?,
             feed_out: linear(&feed.at("2"), inner, c)?,
         })
     }
@@ -94,14 +94,14 @@ impl Layer {
     fn forward(&self, x: &Tensor, context: &Tensor) -> candle_core::Result<Tensor> {
         let normed = self.norm1.forward(x)?;
         let to_itself = &self.to_itself;
-        let [q, k, v] = forward_all([&to_itself.q, &to_itself.k, &to_itself.v], &normed)?;
+        let [q, k, v] = linears([&to_itself.q, &to_itself.k, &to_itself.v], &normed)?;
         let x = to_itself.finish(&q, &k, &v, x)?;
         let to_text = &self.to_text;
-        let q = to_text.q.forward(&self.norm2.forward(&x)?)?;
-        let [k, v] = forward_all([&to_text.k, &to_text.v], context)?;
+        let q = image::linear(&to_text.q, &self.norm2.forward(&x)?)?;
+        let [k, v] = linears([&to_text.k, &to_text.v], context)?;
         let x = to_text.finish(&q, &k, &v, &x)?;
-        let inner = self.gate_and_value.forward(&self.norm3.forward(&x)?)?;
-        self.feed_out.forward_add(&inner, &x)
+        let inner = image::linear(&self.gate_and_value, &self.norm3.forward(&x)?)?;
+        image::linear_add(&self.feed_out, &image::geglu(&inner)?, &x)
     }
 }
 
@@ -155,6 +155,6 @@ impl Attention {
             }
             false => attend(q, k, v)?,
         };
-        self.out.forward_add(&attended, residual)
+        image::linear_add(&self.out, &attended, residual)
     }
 }

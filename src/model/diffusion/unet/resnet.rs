@@ -4,7 +4,8 @@ use candle_core::Tensor;
 
 use super::super::layers::{SAME, conv1x1, conv3x3, group_norm, linear};
 use super::super::weights::Scope;
-use crate::kernels::image::{Conv2d, GroupNorm, Linear};
+use crate::kernels::image::{self, Conv2d, GroupNorm};
+use crate::kernels::linear::Linear;
 use crate::model::ModelError;
 
 /// What a residual block looks like.
@@ -71,7 +72,7 @@ impl Resnet {
         let normed = self.norm1.forward_silu(x)?;
         let hidden = match (&self.time, time) {
             (Some(projection), Some(time)) => {
-                let bias = projection.forward(time)?;
+                let bias = image::linear(projection, time)?;
                 self.conv1.forward_add_per_row(&normed, &bias)?
             }
             _ => self.conv1.forward(&normed)?,

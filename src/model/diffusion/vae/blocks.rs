@@ -2,10 +2,13 @@
 
 use candle_core::Tensor;
 
-use crate::kernels::image::{self, Conv2d, GroupNorm, Linear, forward_all};
+use crate::kernels::image::{self, Conv2d, GroupNorm};
+use crate::kernels::linear::Linear;
 use crate::model::ModelError;
 use crate::model::diffusion::config::vae::VaeConfig;
-use crate::model::diffusion::layers::{HALVE_BOTTOM_RIGHT, SAME, conv3x3, group_norm, linear};
+use crate::model::diffusion::layers::{
+    HALVE_BOTTOM_RIGHT, SAME, conv3x3, group_norm, linear, linears,
+};
 use crate::model::diffusion::unet::resnet::{Resnet, ResnetShape};
 use crate::model::diffusion::weights::Scope;
 
@@ -61,13 +64,12 @@ impl PixelAttention {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (rows, height, width, channels) = x.dims4()?;
         let tokens = |x: &Tensor| x.reshape((rows, height * width, channels));
-        let [q, k, v] = forward_all(
+        let [q, k, v] = linears(
             [&self.q, &self.k, &self.v],
             &tokens(&self.norm.forward(x)?)?,
         )?;
         let attended = image::attention(&q, &k, &v, 1, self.scale, None)?;
-        self.out
-            .forward_add(&attended, &tokens(x)?)?
+        image::linear_add(&self.out, &attended, &tokens(x)?)?
             .reshape((rows, height, width, channels))
     }
 }
