@@ -1,31 +1,19 @@
 //! From values as they were written to a [`Config`] that needs no further check.
 
-use std::collections::BTreeSet;
+mod edge;
+mod models;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use super::layers::{self, FileLayer, ModelTable, Origin, Values};
+use super::layers::{self, FileLayer, Origin, Values};
 use super::settings::SETTINGS;
 use super::{Config, ConfigError, LogConfig, LogFormat, ModelConfig};
-use crate::api::gradio::GradioConfig;
-use crate::api::{AddressHeader, EdgeConfig, Proxies};
-use crate::engine::EngineConfig;
 use crate::events::store::Retention;
-use crate::intake::{ImageLimits, TextLimits};
-use crate::job::Priority;
 use crate::kernels::isa::Isa;
-use crate::model::device::FloatType;
-use crate::model::diffusion::DiffusionOptions;
-use crate::model::manifest::{Catalogue, is_model_name};
-use crate::model::sources::{
-    HubSettings, LoadFormat, ModelRef, SourceSettings, WeightsVariant, default_cache_folder,
-};
-use crate::model::text::options::TextOptions;
-use crate::scheduler::{Batching, Fairness, SchedulerConfig};
+use crate::model::manifest::Catalogue;
+use crate::model::sources::{HubSettings, SourceSettings, WeightsVariant, default_cache_folder};
 
-/// 64 megapixels: beyond what any model here draws, and 200 MB in memory.
-const MAX_IMAGE_PIXELS: u64 = 64 << 20;
 /// One hour and one day, as limits of what people may ask for.
 const HOUR_MS: u64 = 3_600_000;
 const DAY_S: u64 = 86_400;
@@ -60,14 +48,14 @@ pub(super) fn resolve(
         && values
             .get("model")
             .is_none_or(|value| value.origin == Origin::Default);
-    let models = resolve_models(&values, &models, &catalogue)?;
+    let models = models::resolve_models(&values, &models, &catalogue)?;
     Ok(Config {
         models_by_default,
         listen: listen(&values)?,
         api_key_file: values.path("api_key_file"),
         admin_key_file: values.path("admin_key_file"),
         admin_history: values.seconds("admin_history_s", 10..=DAY_S)?,
-        edge: edge(&values)?,
+        edge: edge::edge(&values)?,
         retention: retention(&values)?,
         compute_threads: compute_threads(&values)?,
         isa: isa(&values)?,
@@ -133,104 +121,6 @@ fn listen(values: &Values) -> Result<SocketAddr, ConfigError> {
     Ok(SocketAddr::new(host, values.number("port", 0..=65_535)?))
 }
 
-fn edge(values: &Values) -> Result<EdgeConfig, ConfigError> {
-    Ok(EdgeConfig {
-        max_frames_per_second: values.number("max_frames_per_second", 1..=1_000)?,
-        max_stream_requests: values.number("max_stream_requests", 1..=256)?,
-        keep_alive: values.millis("keep_alive_ms", 100..=HOUR_MS)?,
-        // Between the acceptance and the first look at the events nobody reads a native request.
-        native_grace: values.millis("native_grace_ms", 1_000..=HOUR_MS)?,
-        openai_grace: values.millis("openai_grace_ms", 0..=HOUR_MS)?,
-        max_wait: values.seconds("max_wait_s", 0..=3_600)?,
-        max_deadline: values.seconds("max_deadline_s", 1..=7 * DAY_S)?,
-        max_connections: values.number("max_connections", 1..=MAX_COUNT)?,
-        max_body_bytes: values.number("max_body_bytes", 1_024..=1 << 30)?,
-        max_body_bytes_in_flight: values.number("max_body_bytes_in_flight", 1_024..=MAX_BYTES)?,
-        max_concurrent_intake: values.number("max_concurrent_intake", 1..=1_024)?,
-        max_concurrent_encodings: values.number("max_concurrent_encodings", 1..=1_024)?,
-        max_header_bytes: values.number("max_header_bytes", 8_192..=1 << 20)?,
-        max_headers: values.number("max_headers", 8..=1_024)?,
-        header_read_timeout: values.millis("header_timeout_ms", 10..=HOUR_MS)?,
-        body_read_timeout: values.millis("body_timeout_ms", 10..=HOUR_MS)?,
-        max_stream_age: stream_age(values, "max_stream_age_s")?,
-        openai_max_stream_age: stream_age(values, "openai_max_stream_age_s")?,
-        proxies: proxies(values)?,
-        max_priority: values.choice(
-            "max_priority",
-            &Priority::ALL.map(|class| (class.name(), class)),
-        )?,
-        cors_origins: cors_origins(values)?,
-        public_url: public_url(values)?,
-        gradio: gradio(values)?,
-        drain_timeout: values.millis("drain_timeout_ms", 0..=HOUR_MS)?,
-    })
-}
-
-fn stream_age(values: &Values, key: &str) -> Result<Option<Duration>, ConfigError> {
-    let seconds = values.optional_number(key, 1..=DAY_S)?;
-    Ok(seconds.map(Duration::from_secs))
-}
-
-fn proxies(values: &Values) -> Result<Proxies, ConfigError> {
-    const KEY: &str = "trusted_proxies";
-    let networks = values.list(KEY).iter().filter(|text| !text.is_empty());
-    let trusted = networks
-        .map(|text| {
-            text.parse()
-                .map_err(|error| values.refuse(KEY, text, error))
-        })
-        .collect::<Result<_, _>>()?;
-    Ok(Proxies {
-        trusted,
-        header: values.choice("client_address_header", &AddressHeader::ALL)?,
-    })
-}
-
-fn gradio(values: &Values) -> Result<GradioConfig, ConfigError> {
-    Ok(GradioConfig {
-        // Clients open their stream only when they know that they have joined.
-        grace: values.millis("gradio_grace_ms", 1_000..=HOUR_MS)?,
-        linger: values.millis("gradio_linger_ms", 0..=60_000)?,
-        max_sessions: values.number("gradio_max_sessions", 1..=MAX_COUNT)?,
-        max_session_events: values.number("gradio_max_session_events", 1..=MAX_COUNT)?,
-        session_ttl: values.seconds("gradio_session_ttl_s", 1..=DAY_S)?,
-        max_uploads: values.number("gradio_max_uploads", 0..=MAX_COUNT)?,
-        max_upload_bytes: values.number("gradio_max_upload_bytes", 0..=MAX_BYTES)?,
-        upload_ttl: values.seconds("gradio_upload_ttl_s", 1..=DAY_S)?,
-    })
-}
-
-fn public_url(values: &Values) -> Result<Option<String>, ConfigError> {
-    let Some(url) = values.text("public_url").filter(|url| !url.is_empty()) else {
-        return Ok(None);
-    };
-    let rest = url
-        .strip_prefix("https://")
-        .or_else(|| url.strip_prefix("http://"));
-    match rest {
-        Some(rest) if !rest.is_empty() && !url.contains(['?', '#', ' ']) => {
-            Ok(Some(url.trim_end_matches('/').to_owned()))
-        }
-        _ => {
-            let must = "an address such as https://example.org/demo";
-            Err(values.refuse("public_url", url, must))
-        }
-    }
-}
-
-fn cors_origins(values: &Values) -> Result<Vec<String>, ConfigError> {
-    let origins = values.list("cors_origin");
-    for origin in origins {
-        let (scheme, rest) = origin.split_once("://").unwrap_or_default();
-        let exact = ["http", "https"].contains(&scheme) && !rest.is_empty() && !rest.contains('/');
-        if origin != "*" && !exact {
-            let must = "* or an exact origin such as https://example.org";
-            return Err(values.refuse("cors_origin", origin, must));
-        }
-    }
-    Ok(origins.to_vec())
-}
-
 fn retention(values: &Values) -> Result<Retention, ConfigError> {
     Ok(Retention {
         max_age: values.seconds("event_retention_s", 0..=7 * DAY_S)?,
@@ -289,204 +179,6 @@ fn log(
 
 /// `--model`, from wherever it comes, says what is served; the file's `[[models]]` tables say how,
 /// and what when nobody else does.
-fn resolve_models(
-    values: &Values,
-    tables: &[ModelTable],
-    catalogue: &Catalogue,
-) -> Result<Vec<ModelConfig>, ConfigError> {
-    let origin = values.get("model").map(|value| value.origin.clone());
-    let from_file = origin.is_none_or(|origin| origin <= Origin::File);
-    let listed = match values.get("model") {
-        Some(value) if value.origin != Origin::Default || tables.is_empty() => &value.texts[..],
-        _ => &[],
-    };
-    let mut chosen: Vec<&str> = listed.iter().map(String::as_str).collect();
-    if from_file {
-        let described = tables.iter().map(|table| table.model.as_str());
-        chosen.extend(described.filter(|model| !listed.iter().any(|one| one == model)));
-    }
-    if chosen.is_empty() {
-        return Err(values.refuse("model", "", "at least one model"));
-    }
-    let mut names = BTreeSet::new();
-    let mut models = Vec::new();
-    for text in chosen {
-        let table = tables.iter().find(|table| table.model == text);
-        let model = resolve_model(text, &values.for_model(table), catalogue)?;
-        if !names.insert(model.name.clone()) {
-            return Err(ConfigError::SameName { name: model.name });
-        }
-        models.push(model);
-    }
-    Ok(models)
-}
-
-fn resolve_model(
-    text: &str,
-    values: &Values,
-    catalogue: &Catalogue,
-) -> Result<ModelConfig, ConfigError> {
-    let (name, reference) = split_name(text);
-    let model = ModelRef::parse(reference, catalogue)
-        .map_err(|error| values.refuse("model", text, format!("a model: {error}")))?;
-    let engine = engine(values)?;
-    let image_limits = image_limits(values, &engine)?;
-    let load_format = match values.choice("load_format", &[("auto", false), ("dummy", true)])? {
-        false => LoadFormat::Auto,
-        true => LoadFormat::Dummy {
-            seed: values.number("dummy_seed", 0..=u64::MAX)?,
-        },
-    };
-    Ok(ModelConfig {
-        name: name.map_or_else(|| model.default_name(), str::to_owned),
-        load_format,
-        device: values.parsed("device", "cpu, cuda:N or metal:N")?,
-        text: TextOptions {
-            batch_size: engine.scheduler.batch_size,
-            max_context: max_context(values, &model)?,
-            kv_cache_tokens: values.optional_number("kv_cache_tokens", 32..=MAX_TOKENS)?,
-            prefix_cache_tokens: values.optional_number("prefix_cache_tokens", 0..=MAX_TOKENS)?,
-            kv_dtype: float_type(values, "kv_dtype")?,
-            dtype: float_type(values, "dtype")?,
-        },
-        diffusion: DiffusionOptions {
-            batch_size: engine.scheduler.batch_size,
-            dtype: float_type(values, "dtype")?,
-            decode_memory_bytes: values.number("decode_memory_bytes", 1 << 20..=1 << 40)?,
-            max_image_pixels: values.number("max_image_pixels", 1..=MAX_IMAGE_PIXELS)?,
-            prompt_cache_bytes: values.number("prompt_cache_bytes", 0..=1 << 40)?,
-            max_rows_per_pass: match values.text("max_rows_per_pass") {
-                Some("auto") => None,
-                _ => Some(values.number("max_rows_per_pass", 1..=MAX_ROWS)?),
-            },
-            preview_decoder: values.path("preview_decoder"),
-            deterministic: values.switch("deterministic")?,
-        },
-        default_steps: values
-            .optional_number("default_steps", 1..=u64::from(image_limits.max_steps))?,
-        default_guidance_scale: match values.text("default_guidance_scale") {
-            None => None,
-            Some(_) => Some(scale(
-                values,
-                "default_guidance_scale",
-                image_limits.max_guidance_scale,
-            )?),
-        },
-        limits: limits(values, &engine)?,
-        image_limits,
-        engine,
-        default_max_tokens: values.optional_number("default_max_tokens", 1..=MAX_TOKENS)?,
-        model,
-    })
-}
-
-fn float_type(values: &Values, key: &str) -> Result<Option<FloatType>, ConfigError> {
-    match values.text(key) {
-        Some("auto") => Ok(None),
-        _ => values.parsed(key, "one of auto, f32, f16, bf16").map(Some),
-    }
-}
-
-/// `NAME=MODEL`, where the model is to be called otherwise than by default.
-fn split_name(text: &str) -> (Option<&str>, &str) {
-    match text.split_once('=') {
-        Some((name, model)) if is_model_name(name) => (Some(name), model),
-        _ => (None, text),
-    }
-}
-
-/// What is asked for, within what the manifest allows.
-fn max_context(values: &Values, model: &ModelRef) -> Result<Option<u32>, ConfigError> {
-    let made_for = match model {
-        ModelRef::Known(manifest) => manifest.limits.max_context_tokens,
-        _ => None,
-    };
-    let highest = made_for.map_or(MAX_TOKENS, u64::from);
-    let asked = values.optional_number("max_context", 1..=highest)?;
-    Ok(asked.or(made_for))
-}
-
-fn engine(values: &Values) -> Result<EngineConfig, ConfigError> {
-    Ok(EngineConfig {
-        scheduler: SchedulerConfig {
-            batch_size: values.number("batch_size", 1..=MAX_ROWS)?,
-            max_queue_delay: values.millis("max_queue_delay_ms", 0..=60_000)?,
-            batching: values.choice(
-                "batching",
-                &[
-                    ("continuous", Batching::Continuous),
-                    ("dynamic", Batching::Dynamic),
-                ],
-            )?,
-            step_budget: values.millis("step_budget_ms", 1..=HOUR_MS)?,
-            fairness: Fairness {
-                max_waiting_per_user: values
-                    .optional_number("max_waiting_per_user", 0..=MAX_COUNT)?,
-                max_running_per_user: values
-                    .optional_number("max_running_per_user", 1..=MAX_ROWS)?,
-                priority_ageing: values.seconds("priority_ageing_s", 0..=DAY_S)?,
-                max_remembered_users: values.number("max_remembered_users", 0..=MAX_COUNT)?,
-            },
-        },
-        max_queued_requests: values.number("max_queued_requests", 0..=MAX_COUNT)?,
-        max_queued_tokens: values.number("max_queued_tokens", 1..=1 << 40)?,
-        max_queued_source_bytes: values.number("max_queued_source_bytes", 1..=1 << 40)?,
-    })
-}
-
-/// What one request may ask for: never more rows than the engine could ever hold.
-fn limits(values: &Values, engine: &EngineConfig) -> Result<TextLimits, ConfigError> {
-    let places = engine.max_rows_per_user();
-    let max_temperature: f32 = values.parsed("max_temperature", TEMPERATURE)?;
-    if !(0.0..=100.0).contains(&max_temperature) {
-        let text = values.text("max_temperature").unwrap_or_default();
-        return Err(values.refuse("max_temperature", text, TEMPERATURE));
-    }
-    Ok(TextLimits {
-        max_choices: values
-            .number::<u32>("max_choices", 1..=MAX_ROWS)?
-            .min(places),
-        max_prompts: values.number("max_prompts", 1..=MAX_ROWS)?,
-        max_prompt_bytes: values.number("max_prompt_bytes", 1..=1 << 30)?,
-        max_messages: values.number("max_messages", 1..=MAX_COUNT)?,
-        max_stop_strings: values.number("max_stop_strings", 0..=1_024)?,
-        max_stop_bytes: values.number("max_stop_bytes", 1..=1 << 20)?,
-        max_stop_token_ids: values.number("max_stop_token_ids", 0..=MAX_COUNT)?,
-        max_logit_bias: values.number("max_logit_bias", 0..=MAX_COUNT)?,
-        max_top_logprobs: values.number("max_top_logprobs", 0..=1_024)?,
-        max_new_tokens: values.optional_number("max_new_tokens", 1..=MAX_TOKENS)?,
-        max_temperature,
-    })
-}
-
-fn image_limits(values: &Values, engine: &EngineConfig) -> Result<ImageLimits, ConfigError> {
-    Ok(ImageLimits {
-        max_images: values
-            .number::<u32>("max_images", 1..=MAX_ROWS)?
-            .min(engine.max_rows_per_user()),
-        max_image_pixels: values.number("max_image_pixels", 64 * 64..=MAX_IMAGE_PIXELS)?,
-        max_steps: values.number("max_steps", 1..=1_000)?,
-        max_previews: values.number("max_previews", 0..=1_000)?,
-        max_prompt_bytes: values.number("max_prompt_bytes", 1..=1 << 30)?,
-        max_prompt_chunks: values.number("max_prompt_chunks", 1..=64)?,
-        max_source_pixels: values.number("max_source_pixels", 1..=MAX_IMAGE_PIXELS)?,
-        max_guidance_scale: scale(values, "max_guidance_scale", MAX_GUIDANCE_SCALE)?,
-    })
-}
-
-/// A guidance scale up to `most`.
-fn scale(values: &Values, key: &'static str, most: f32) -> Result<f32, ConfigError> {
-    let text = values.text(key).unwrap_or_default();
-    let scale = text.parse::<f32>().ok();
-    scale
-        .filter(|scale| (0.0..=most).contains(scale))
-        .ok_or_else(|| values.refuse(key, text, format!("a number from 0 to {most}")))
-}
-
-/// What a configuration may allow.
-const MAX_GUIDANCE_SCALE: f32 = 1_000.0;
-const TEMPERATURE: &str = "a number from 0 to 100";
-
 /// One line per section, and one each for the models and the hub. The origin is told of whatever is
 /// not the default.
 fn report(values: &Values, models: &[ModelConfig], sources: &SourceSettings) -> Vec<String> {
@@ -545,7 +237,10 @@ fn without_password(endpoint: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::EdgeConfig;
     use crate::config::CommandLine;
+    use crate::intake::{ImageLimits, TextLimits};
+    use crate::model::text::options::TextOptions;
 
     /// Resolves a command line, a TOML file and an environment.
     fn resolve(line: &str, file: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
