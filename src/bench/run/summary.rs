@@ -1,5 +1,9 @@
 //! From what happened at a point to what the report says about it.
 
+mod devices;
+mod timeline;
+mod verdict;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,13 +14,12 @@ use super::recorder::{Judged, is_good};
 use super::sampler::Sample;
 use super::sequential::{batch_means, share};
 use super::session::SessionConfig;
-use super::{Judgement, Measured, PointSpec, Tally, steady};
+use super::{Measured, PointSpec, Tally, steady};
 use crate::bench::load::Pattern;
 use crate::bench::load::asks::Load;
 use crate::bench::results::{
-    CacheUse, Cost, Counter, Counts, Devices, Distribution, Energy, ErrorCount, Estimate, Goodput,
-    GpuUse, Latencies, LittlesLaw, Metric, ObjectiveResult, Objectives, Offered, Outcome, Point,
-    ProcessUse, Second, SteadyState, Throughput, Timeline, Verdict, Windows,
+    CacheUse, Counter, Counts, Distribution, ErrorCount, Estimate, Goodput, Latencies, LittlesLaw,
+    Metric, ObjectiveResult, Objectives, Offered, Point, SteadyState, Throughput, Windows,
 };
 use crate::bench::target::counters::Counters;
 use crate::bench::target::{End, Observation};
@@ -348,136 +351,6 @@ impl Summary<'_> {
         })
     }
 
-    fn verdict(
-        &self,
-        tally: &Tally,
-        counts: &Counts,
-        goodput: &Goodput,
-        cache: Option<&CacheUse>,
-    ) -> Verdict {
-        let mut reasons = self.void_reasons(counts);
-        let is_void = !reasons.is_empty();
-        if let Some(cache) = cache.filter(|cache| !cache.wanted && cache.prompt_tokens > 0) {
-            let share = cache.cached_tokens as f64 / cache.prompt_tokens as f64;
-            if share > MAX_CACHED_SHARE {
-                reasons.push(format!(
-                    "warm cache: {:.0} % of the prompts' tokens were found in the server's prefix cache, and that \
-                     was not asked for",
-                    share * 100.0
-                ));
-            }
-        }
-        if self.driven.rising {
-            reasons.push(
-                "the number of requests in flight only grew: no steady state exists at this load"
-                    .to_owned(),
-            );
-        }
-        let outcome = match self.driven.judgement {
-            _ if is_void => Outcome::Void,
-            _ if self.driven.rising => Outcome::Fail,
-            Some(Judgement::Pass) => Outcome::Pass,
-            Some(Judgement::Fail) => Outcome::Fail,
-            None => Outcome::Undecided,
-        };
-        if !matches!(outcome, Outcome::Pass | Outcome::Void) {
-            reasons.extend(self.shortfalls(tally, counts, goodput));
-        }
-        Verdict { outcome, reasons }
-    }
-
-    /// Why the figures say more about the client than about the server.
-    fn void_reasons(&self, counts: &Counts) -> Vec<String> {
-        let mut reasons = Vec::new();
-        let limits = self.config.objectives.limits.iter();
-        let tightest = limits
-            .filter(|limit| {
-                matches!(
-                    limit.metric,
-                    Metric::TimeToFirstToken | Metric::EndToEnd | Metric::TimeToFirstPreview
-                )
-            })
-            .map(|limit| limit.limit_ms)
-            .min_by(f64::total_cmp);
-        let mut lags: Vec<f64> = self
-            .due
-            .iter()
-            .filter_map(|seen| seen.latency_ms(Metric::ClientLag))
-            .collect();
-        let mut reading: Vec<f64> = self
-            .driven
-            .reading_lag
-            .iter()
-            .map(|micros| f64::from(*micros) / 1e3)
-            .collect();
-        for (what, lags) in [
-            ("requests were sent", &mut lags),
-            ("frames were read", &mut reading),
-        ] {
-            let Some((late, limit)) = high_end(lags).zip(tightest) else {
-                continue;
-            };
-            if late > limit * MAX_LAG_SHARE {
-                reasons.push(format!(
-                    "the client was slow: {what} {late:.1} ms late (p99), and 1 % of the objective of {limit} ms is \
-                     {:.1} ms",
-                    limit * MAX_LAG_SHARE
-                ));
-            }
-        }
-        if self.driven.client_full {
-            reasons.push(format!(
-                "the client had as many requests in flight as it may (--max-open-requests {})",
-                self.config.max_open_requests
-            ));
-        }
-        if counts.due == 0 {
-            reasons.push("no request was due in the measured window".to_owned());
-        }
-        reasons
-    }
-
-    fn shortfalls(&self, tally: &Tally, counts: &Counts, goodput: &Goodput) -> Vec<String> {
-        let mut reasons = Vec::new();
-        let total = counts.due.max(1) as f64;
-        let wanted = self.config.objectives.good_share;
-        if tally.bad > 0 {
-            reasons.push(format!(
-                "{:.1} % of {} requests were good; {:.1} % are wanted",
-                goodput.share.value * 100.0,
-                tally.total(),
-                wanted * 100.0
-            ));
-        }
-        for result in goodput
-            .objectives
-            .iter()
-            .filter(|result| result.share.value < wanted)
-        {
-            reasons.push(format!(
-                "{}: {:.1} % within {} ms",
-                result.objective.metric.title(),
-                result.share.value * 100.0,
-                result.objective.limit_ms
-            ));
-        }
-        for (count, what) in [
-            (counts.refused, "were refused"),
-            (counts.timed_out, "were not answered in time"),
-            (counts.truncated, "broke off"),
-            (counts.no_finish_reason, "ended without a finish reason"),
-            (counts.errors, "failed"),
-        ] {
-            if count > 0 {
-                reasons.push(format!(
-                    "{count} requests ({:.1} %) {what}",
-                    count as f64 / total * 100.0
-                ));
-            }
-        }
-        reasons
-    }
-
     fn littles_law(&self) -> Option<LittlesLaw> {
         let seconds = self.seconds();
         let ends = self
@@ -518,200 +391,6 @@ impl Summary<'_> {
             })
             .take(1_000)
             .collect()
-    }
-
-    fn timeline(&self) -> Timeline {
-        let start = self.driven.start;
-        let second_of = |time: Time| time.saturating_since(start).as_secs() as usize;
-        let frames = self.driven.frames.seconds();
-        let count = second_of(self.driven.drained) + 1;
-        let mut seconds: Vec<Second> = (0..count)
-            .map(|index| Second {
-                at_seconds: (index + 1) as f64,
-                open_streams: self.driven.open_streams.get(index).copied().unwrap_or(0),
-                stalls: frames.get(index).map_or(0, |second| second.stalls),
-                longest_stall_ms: frames
-                    .get(index)
-                    .filter(|second| second.count > 0)
-                    .map(|second| second.longest_micros as f64 / 1e3),
-                ..Second::default()
-            })
-            .collect();
-        let mut firsts: Vec<Vec<f64>> = vec![Vec::new(); count];
-        let mut tokens = vec![0.0; count];
-        for seen in self.driven.recorder.all_ended() {
-            if let Some(second) = seconds.get_mut(second_of(seen.intended)) {
-                second.due += 1;
-            }
-            if let Some(second) = seconds.get_mut(second_of(seen.end)) {
-                match seen.completed() {
-                    true => second.completed += 1,
-                    false => second.bad += 1,
-                }
-            }
-            let Some((first, last)) = seen.first.zip(seen.last) else {
-                continue;
-            };
-            if let Some((firsts, ms)) = firsts
-                .get_mut(second_of(first))
-                .zip(seen.latency_ms(Metric::TimeToFirstToken))
-            {
-                firsts.push(ms);
-            }
-            let (begin, end) = (
-                second_of(first).min(count - 1),
-                second_of(last).min(count - 1),
-            );
-            for tokens in &mut tokens[begin..=end] {
-                *tokens += f64::from(seen.output_tokens) / (end - begin + 1) as f64;
-            }
-        }
-        for ((second, firsts), tokens) in seconds.iter_mut().zip(&mut firsts).zip(tokens) {
-            firsts.sort_by(f64::total_cmp);
-            second.time_to_first_token_ms = firsts.get(firsts.len() / 2).copied();
-            second.output_tokens = tokens.round() as u32;
-        }
-        for pair in self.around.samples.windows(2) {
-            if let Some(second) = seconds.get_mut(second_of(pair[1].at).saturating_sub(1)) {
-                self.server_second(second, &pair[0], &pair[1]);
-            }
-        }
-        Timeline {
-            measured_from_seconds: self.from.saturating_since(start).as_secs_f64(),
-            measured_to_seconds: self.to.saturating_since(start).as_secs_f64(),
-            seconds,
-        }
-    }
-
-    fn server_second(&self, second: &mut Second, before: &Sample, after: &Sample) {
-        let model = self.around.model;
-        let passed = after.at.saturating_since(before.at).as_secs_f64();
-        let cores = |before: Option<Duration>, after: Option<Duration>| {
-            let (before, after) = before.zip(after)?;
-            (passed > 0.0).then(|| after.saturating_sub(before).as_secs_f64() / passed)
-        };
-        second.client_cores = cores(before.client.time, after.client.time);
-        let server = |sample: &Sample| sample.server.and_then(|server| server.time);
-        second.server_cores = cores(server(before), server(after));
-        if let Some((old, new)) = before.counters.as_ref().zip(after.counters.as_ref()) {
-            second.queued_requests = new.sum("girandole_requests_waiting", model);
-            second.running_rows = new.sum("girandole_rows_running", model);
-            second.batch_fill_rows = new.mean_since(old, "girandole_batch_fill_rows", model);
-            second.step_ms = new
-                .mean_since(old, "girandole_step_seconds", model)
-                .map(|mean| mean * 1e3);
-            let used = new.sum("girandole_kv_blocks_used", model);
-            let total = new
-                .sum("girandole_kv_blocks_total", model)
-                .filter(|total| *total > 0.0);
-            second.kv_share = used.zip(total).map(|(used, total)| used / total);
-        }
-        second.gpu_share = mean(after.gpus.iter().filter_map(|gpu| gpu.busy_share));
-        let watts: Vec<f64> = after.gpus.iter().filter_map(|gpu| gpu.watts).collect();
-        second.gpu_watts = (!watts.is_empty()).then(|| watts.iter().sum());
-    }
-
-    fn devices(&self) -> Devices {
-        let process = |of: &dyn Fn(&Sample) -> Option<super::device::ProcessSample>| {
-            let (first, last) = (self.samples.first()?, self.samples.last()?);
-            let cores = |first: &Sample, last: &Sample| {
-                let passed = last.at.saturating_since(first.at).as_secs_f64();
-                let used = of(last)?
-                    .time?
-                    .saturating_sub(of(first)?.time?)
-                    .as_secs_f64();
-                (passed > 0.0).then_some(used / passed)
-            };
-            let pairs = self
-                .samples
-                .windows(2)
-                .filter_map(|pair| cores(&pair[0], &pair[1]));
-            Some(ProcessUse {
-                cores: cores(first, last)?,
-                peak_cores: pairs.max_by(f64::total_cmp),
-                peak_memory_bytes: of(last)?.peak_memory?,
-            })
-        };
-        Devices {
-            client: process(&|sample| Some(sample.client)),
-            server: process(&|sample| sample.server),
-            gpus: self.gpus(),
-        }
-    }
-
-    fn gpus(&self) -> Vec<GpuUse> {
-        let of = |(index, facts): (usize, &GpuFacts)| {
-            let samples = || {
-                self.samples
-                    .iter()
-                    .filter_map(move |sample| sample.gpus.get(index))
-            };
-            let mut throttled: Vec<String> =
-                samples().flat_map(|gpu| gpu.throttled.clone()).collect();
-            throttled.sort();
-            throttled.dedup();
-            GpuUse {
-                index: index as u32,
-                name: facts.name.clone(),
-                busy_share: mean(samples().filter_map(|gpu| gpu.busy_share)),
-                peak_memory_bytes: samples().filter_map(|gpu| gpu.memory_bytes).max(),
-                memory_bytes: facts.memory_bytes,
-                watts: mean(samples().filter_map(|gpu| gpu.watts)),
-                limit_watts: facts.limit_watts,
-                clock_mhz: mean(samples().filter_map(|gpu| gpu.clock_mhz)),
-                throttled,
-            }
-        };
-        self.around.gpus.iter().enumerate().map(of).collect()
-    }
-
-    /// GPUs where there are any, else processor packages. Scaled from the samples' time to the window's.
-    fn energy(&self, counts: &Counts) -> Option<Energy> {
-        let (first, last) = (self.samples.first()?, self.samples.last()?);
-        let passed = last.at.saturating_since(first.at).as_secs_f64();
-        let gpus: Vec<f64> = first
-            .gpus
-            .iter()
-            .zip(&last.gpus)
-            .filter_map(|(first, last)| Some(last.joules? - first.joules?))
-            .collect();
-        let packages = || {
-            let pairs = first.package_joules.iter().zip(&last.package_joules);
-            let ranges = self.around.package_ranges.iter();
-            let used = pairs
-                .zip(ranges)
-                .map(|((first, last), range)| (last - first).rem_euclid(*range));
-            used.sum::<f64>()
-        };
-        let (source, joules) = match (gpus.is_empty(), first.package_joules.is_empty()) {
-            (false, _) => ("nvml", gpus.iter().sum()),
-            (true, false) => ("rapl", packages()),
-            (true, true) => return None,
-        };
-        if passed <= 0.0 {
-            return None;
-        }
-        let joules = joules * self.seconds() / passed;
-        let by = |count: u64| (count > 0).then(|| joules / count as f64);
-        Some(Energy {
-            source: source.to_owned(),
-            joules,
-            joules_per_output_token: by(counts.output_tokens),
-            joules_per_image: by(counts.images),
-        })
-    }
-
-    fn cost(&self, counts: &Counts, goodput: &Goodput) -> Option<Cost> {
-        let (per_hour, currency) = self.config.price_per_hour.clone()?;
-        let spent = per_hour * self.seconds() / 3600.0;
-        let by = |count: u64, unit: f64| (count > 0).then(|| spent / count as f64 * unit);
-        Some(Cost {
-            currency,
-            per_hour,
-            per_million_output_tokens: by(counts.output_tokens, 1e6),
-            per_thousand_images: by(counts.images, 1e3),
-            per_million_good_requests: by(goodput.good, 1e6),
-        })
     }
 }
 
