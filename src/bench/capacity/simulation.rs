@@ -210,8 +210,8 @@ fn score(found: &[Found], truth: f64) -> (usize, usize) {
 fn a_queue_of_known_capacity_is_found() {
     // M/M/1: times in the system are exponential with rate mu - lambda, so a share b is later than t at
     // lambda = mu - ln(1/b)/t.
-    let (mean, limit_seconds, allowed) = (Duration::from_millis(20), 0.4, 0.05);
-    let truth = 1.0 / mean.as_secs_f64() - (1.0 / allowed as f64).ln() / limit_seconds;
+    let (mean, limit_seconds, allowed) = (Duration::from_millis(20), 0.4, 0.05_f64);
+    let truth = 1.0 / mean.as_secs_f64() - (1.0 / allowed).ln() / limit_seconds;
     let objectives = objectives(Metric::EndToEnd, limit_seconds * 1e3, 1.0 - allowed);
     let config = SearchConfig {
         whole: false,

@@ -60,7 +60,7 @@ async fn answer(
     }
     // The first ones only tell about the server.
     let number = counted.fetch_add(1, Ordering::Relaxed).saturating_sub(4);
-    let is_hit = |every: u64| number > 0 && number % every == 0;
+    let is_hit = |every: u64| number > 0 && number.is_multiple_of(every);
     if let Fault::Stall { from_ms, for_ms } = fault {
         let (from, to) = (
             began + Duration::from_millis(from_ms),
