@@ -30,6 +30,8 @@ export async function chat({ browser, address, service }) {
 
   await page.fill("#chat-settings-system", "Be brief & kind");
   await page.click("#share");
+  // The link is copied first, which takes its time.
+  await until("a link", async () => page.url().includes("#chat?"));
   const link = page.url();
   assert.match(link, /#chat\?model=chat&system=Be\+brief\+%26\+kind&max_tokens=30&seed=7/);
   const other = await visit(browser, link);
