@@ -21,6 +21,7 @@ use girandole::bench::options::LoadOptions;
 use girandole::bench::render::{self, ReportFiles, ReportOptions};
 use girandole::bench::results::{BenchReport, Task};
 use girandole::bench::run::RunError;
+use girandole::bench::stop::Stop;
 use girandole::bench::watcher::LiveWatcher;
 use girandole::bench::{self, EngineBench, ReportFormat};
 use girandole::config::{BenchCommand, Command, CommandLine, Config, ModelConfig, ModelsCommand};
@@ -104,17 +105,15 @@ fn main() -> ExitCode {
         Command::Bench(BenchCommand::Engine(options)) => bench_engine(&options, &config),
         Command::Bench(BenchCommand::Run(options, files)) => {
             let serve_with = serve_with(&options.load, &config, variables);
-            let mut watcher = LiveWatcher::start(task_of(&options.load));
-            let report = bench::report_of::run(&options, &serve_with, &mut watcher);
-            watcher.finish();
-            tell_report(report, &files)
+            measure(task_of(&options.load), &files, |watcher| {
+                bench::report_of::run(&options, &serve_with, watcher)
+            })
         }
         Command::Bench(BenchCommand::Capacity(options, files)) => {
             let serve_with = serve_with(&options.load, &config, variables);
-            let mut watcher = LiveWatcher::start(task_of(&options.load));
-            let report = bench::capacity::run(&options, &serve_with, &mut watcher);
-            watcher.finish();
-            tell_report(report, &files)
+            measure(task_of(&options.load), &files, |watcher| {
+                bench::capacity::run(&options, &serve_with, watcher)
+            })
         }
         Command::Bench(BenchCommand::Compare(_) | BenchCommand::Report(_)) => {
             unreachable!("they have been dealt with")
@@ -354,7 +353,12 @@ async fn listen_and_serve(
     keys: ApiKeys,
     prepared: Vec<PreparedModel>,
 ) -> anyhow::Result<()> {
-    let signals = Signals::catch().context("cannot catch signals")?;
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    if config.stop_with_stdin {
+        signals = signals
+            .with_stdin()
+            .context("cannot wait for the end of stdin")?;
+    }
     let listener =
         listen(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr().context("cannot tell the address")?;
@@ -470,15 +474,31 @@ fn serve_with(
     variables
 }
 
-/// The answer goes to stdout, all of it to where it was asked for.
-fn tell_report(report: Result<BenchReport, RunError>, files: &ReportFiles) -> anyhow::Result<()> {
-    let report = report?;
+/// The answer goes to stdout, all of it to where it was asked for: also of a measurement that a signal has ended.
+fn measure(
+    task: Task,
+    files: &ReportFiles,
+    measured: impl FnOnce(&mut LiveWatcher) -> Result<BenchReport, RunError>,
+) -> anyhow::Result<()> {
+    let stop = Stop::on_signals().context("cannot catch signals")?;
+    let mut watcher = LiveWatcher::start(task, stop.clone());
+    let report = measured(&mut watcher);
+    watcher.finish();
+    tell_report(&report?, files)?;
+    anyhow::ensure!(
+        !stop.is_wanted(),
+        "stopped: only what was measured until then has been reported"
+    );
+    Ok(())
+}
+
+fn tell_report(report: &BenchReport, files: &ReportFiles) -> anyhow::Result<()> {
     // Measuring took minutes: if one place cannot be written to, the others still get their report.
     let shown = match &report.capacity {
         Some(capacity) => say(&capacity.sentence),
-        None => say(render::markdown(&report).trim_end()),
+        None => say(render::markdown(report).trim_end()),
     };
-    let kept = render::write(&report, files);
+    let kept = render::write(report, files);
     shown?;
     Ok(kept?)
 }

@@ -201,6 +201,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "How long a request's head may take to arrive"),
     one(LISTENING, "body_timeout_ms", "MS", "30000",
         "How long a request's body may take to arrive"),
+    switch(LISTENING, "stop_with_stdin",
+        "Stop at once when stdin ends: for a program that starts the service and holds the other end"),
 
     one(STREAMS, "max_frames_per_second", "COUNT", "20", "Frames a stream shows in any second"),
     one(STREAMS, "max_stream_requests", "COUNT", "64", "Requests that one stream of several follows"),

@@ -5,6 +5,7 @@
 mod bench;
 mod configuration;
 mod hub;
+mod measured;
 mod prefix_cache;
 mod reports;
 mod sandbox;

@@ -62,6 +62,7 @@ use crate::batch::{
     TokenLogprob,
 };
 use crate::job::{Job, TextJob};
+use crate::time::RealClock;
 
 pub use image::{SIZE_FACTOR, ScriptedFrontend, ScriptedImageModel};
 use script::load_error;
@@ -77,13 +78,29 @@ const VOCABULARY: u32 = 257;
 /// How the model spends time: it sleeps in the service, and moves a clock in a simulation.
 pub type Pause = Box<dyn FnMut(Duration)>;
 
-/// Spends time by sleeping.
+/// What a sleep that was too long is made up for by the next ones, at most. A machine whose threads wake later than
+/// this was stopped, and the time is lost.
+const MAX_OVERSLEPT: Duration = Duration::from_millis(100);
+
+/// Spends time by sleeping. A thread that wakes late on a busy machine sleeps less the next time: the script says
+/// how long its passes take, and all together take that long.
 #[expect(
     clippy::disallowed_methods,
     reason = "stands in for a computation, which cannot be woken either"
 )]
 pub fn sleep() -> Pause {
-    Box::new(std::thread::sleep)
+    let clock = RealClock::start();
+    let mut overslept = Duration::ZERO;
+    Box::new(move |wanted| {
+        let began = clock.elapsed();
+        std::thread::sleep(wanted.saturating_sub(overslept));
+        overslept = still_overslept(overslept, wanted, clock.elapsed() - began);
+    })
+}
+
+/// What is still to be made up for after a sleep that should have made up for `before` and `took` so long.
+fn still_overslept(before: Duration, wanted: Duration, took: Duration) -> Duration {
+    (before + took).saturating_sub(wanted).min(MAX_OVERSLEPT)
 }
 
 /// The model.
@@ -456,6 +473,24 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn a_late_wake_up_is_made_up_for() {
+        for (before, wanted, took, after) in [
+            (0, 40, 40, 0),
+            (0, 40, 43, 3),
+            (3, 40, 37, 0),
+            (3, 40, 39, 2),
+            // More than a whole pass late.
+            (30, 20, 0, 10),
+            // Stopped: that time is lost.
+            (0, 40, 9_000, 100),
+        ] {
+            let millis = Duration::from_millis;
+            let found = still_overslept(millis(before), millis(wanted), millis(took));
+            assert_eq!(found, millis(after), "{before} {wanted} {took}");
+        }
+    }
 
     fn model(toml: &str) -> ScriptedModel {
         let script = Script::parse(toml).expect("a sound script");
