@@ -193,8 +193,8 @@ pub struct Objective {
 pub enum Metric {
     /// From the intended start until the client began to send.
     ClientLag,
-    /// From the moment at which there was something to do until the thread that reads all streams did it: so late
-    /// may a frame be read.
+    /// How long the thread that has all connections takes to look at them and to read what has come, tried all the
+    /// while: so late may a frame be read.
     ReadingLag,
     /// From the intended start until the first text was here.
     TimeToFirstToken,
