@@ -65,7 +65,7 @@ impl Crowd {
         let book = world.book.borrow();
         let mut errors = Vec::new();
         for (_, sent) in book.sent.iter().skip(10) {
-            let first = sent.log.timed().find_map(|(at, event)| match event {
+            let first = sent.log.timed().into_iter().find_map(|(at, event)| match event {
                 EventKind::Queued { eta, .. } => Some((at, eta)),
                 _ => None,
             });
