@@ -65,10 +65,14 @@ impl Crowd {
         let book = world.book.borrow();
         let mut errors = Vec::new();
         for (_, sent) in book.sent.iter().skip(10) {
-            let first = sent.log.timed().into_iter().find_map(|(at, event)| match event {
-                EventKind::Queued { eta, .. } => Some((at, eta)),
-                _ => None,
-            });
+            let first = sent
+                .log
+                .timed()
+                .into_iter()
+                .find_map(|(at, event)| match event {
+                    EventKind::Queued { eta, .. } => Some((at, eta)),
+                    _ => None,
+                });
             let Some((at, Some(eta))) = first else {
                 continue;
             };
