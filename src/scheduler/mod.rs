@@ -13,6 +13,7 @@ mod cost;
 mod endings;
 mod fairness;
 mod forecast;
+mod overtakers;
 mod places;
 mod policy;
 mod queue;
@@ -223,24 +224,17 @@ impl Scheduler {
 
     /// Puts a request into the queue, behind its user's others, and tells its place there.
     pub fn add(&mut self, now: Time, entry: Entry) -> Place {
-        let waiting = Waiting {
-            request: entry.request,
-            user: entry.user,
-            priority: entry.priority,
-            next_choice: 0,
-            rows: entry.rows,
-            key: entry.key,
+        let entry = Entry {
             cost: RowCost {
                 begin_work: entry.cost.begin_work.max(1),
                 iterate_work: entry.cost.iterate_work.max(1),
                 ..entry.cost
             },
-            since: now,
-            deadline: entry.deadline,
+            ..entry
         };
-        self.arrivals
-            .note(now, waiting.rows, waiting.key, waiting.cost);
-        self.place(now, waiting)
+        let place = self.place(now, Waiting::new(now, &entry));
+        self.arrivals.note(now, &entry);
+        place
     }
 
     /// Takes every row of a request out, waiting or running.

@@ -4,6 +4,7 @@
 //! `GIRANDOLE_SIM_SEED=n cargo test --test sim random` repeats one run of the random traffic.
 
 mod crowd;
+mod crowd_forecasts;
 mod faults;
 mod forecasts;
 mod gallery;
