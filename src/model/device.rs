@@ -82,6 +82,11 @@ impl DeviceSpec {
     }
 }
 
+/// The compute capability that the kernels of this build are for, such as `90`; nothing without CUDA.
+pub fn built_for() -> Option<&'static str> {
+    option_env!("CUDA_COMPUTE_CAP").filter(|_| cfg!(feature = "cuda"))
+}
+
 /// A number format for weights or for keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FloatType {
