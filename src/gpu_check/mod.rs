@@ -8,10 +8,12 @@
 
 pub mod card;
 pub mod check;
+mod fused_kernels;
 mod inputs;
 mod picture_kernels;
 mod picture_models;
 pub mod report;
+mod sampling;
 mod text_kernels;
 mod text_models;
 
@@ -89,6 +91,8 @@ pub fn run(options: &GpuCheck) -> Result<GpuReport, GpuCheckError> {
 /// All checks, kernels first: a model that differs because of one is then explained already.
 fn checks(folder: &Path) -> std::io::Result<Vec<Check>> {
     let mut checks = text_kernels::checks();
+    checks.extend(fused_kernels::checks());
+    checks.extend(sampling::checks());
     checks.extend(picture_kernels::checks());
     checks.extend(text_models::checks(folder)?);
     checks.extend(picture_models::checks(folder)?);
