@@ -16,6 +16,8 @@ pub mod activation;
 pub mod attention;
 pub mod candle_threads;
 pub mod ceilings;
+#[cfg(feature = "cuda")]
+pub mod cuda_stream;
 mod dense;
 pub mod embedding;
 pub mod image;
@@ -29,6 +31,7 @@ mod pages;
 mod panel;
 mod quant;
 pub mod reference;
+pub mod refill;
 pub mod rope;
 mod shared_output;
 mod simd;
