@@ -18,6 +18,8 @@ pub mod attention;
 pub mod candle_threads;
 pub mod ceilings;
 mod cuda;
+#[cfg(feature = "cuda")]
+pub mod cuda_stream;
 mod dense;
 pub mod device_kernels;
 pub mod embedding;
@@ -33,6 +35,7 @@ mod pages;
 mod panel;
 mod quant;
 pub mod reference;
+pub mod refill;
 pub mod rope;
 pub mod sampling;
 mod shared_output;

@@ -12,6 +12,7 @@ mod order;
 mod pictures;
 mod random;
 mod rules;
+mod scarcity;
 mod threaded;
 mod watched;
 mod world;

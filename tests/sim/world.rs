@@ -22,6 +22,7 @@ use girandole::time::{Clock, ManualClock, Time};
 
 use crate::log::Log;
 use crate::order::{Shares, Who};
+use crate::scarcity::Scarcity;
 use crate::watched::Watched;
 
 /// A request that was taken by the engine.
@@ -98,6 +99,8 @@ pub(crate) struct Book {
     pub(crate) passes: Vec<PassSeen>,
     /// Groups of rows that could have a pass, and how long each may still wait.
     pub(crate) waits: BTreeMap<Group, Wait>,
+    /// What is known of passes that memory ran out in.
+    pub(crate) scarcity: Scarcity,
     actions: VecDeque<(Time, Action)>,
     pub(crate) shares: Shares,
     /// What the model's side found wrong. The engine contains panics in the model, so it is kept
@@ -214,6 +217,7 @@ impl World {
             turn: 0,
             passes: Vec::new(),
             waits: BTreeMap::new(),
+            scarcity: Scarcity::default(),
             actions: VecDeque::new(),
             shares: Shares::default(),
             violations: Vec::new(),
