@@ -9,6 +9,7 @@
 pub mod card;
 pub mod check;
 mod fused_kernels;
+mod graphs;
 mod inputs;
 mod picture_kernels;
 mod picture_models;
@@ -73,6 +74,14 @@ pub fn run(options: &GpuCheck) -> Result<GpuReport, GpuCheckError> {
         .into_iter()
         .map(|check| judge(check, &place))
         .collect();
+    let graphs = match graphs::times(&place, &folder.0) {
+        Ok(times) => vec![times],
+        Err(error) => {
+            // What is wrong with it stands among the checks.
+            tracing::warn!(%error, "a pass with and without a graph could not be timed");
+            Vec::new()
+        }
+    };
     Ok(GpuReport {
         schema: SCHEMA,
         schema_version: SCHEMA_VERSION,
@@ -83,7 +92,7 @@ pub fn run(options: &GpuCheck) -> Result<GpuReport, GpuCheckError> {
         libraries: libraries(),
         ceilings,
         checks,
-        graphs: Vec::new(),
+        graphs,
         seconds: clock.elapsed().as_secs_f64(),
     })
 }
@@ -96,6 +105,7 @@ fn checks(folder: &Path) -> std::io::Result<Vec<Check>> {
     checks.extend(picture_kernels::checks());
     checks.extend(text_models::checks(folder)?);
     checks.extend(picture_models::checks(folder)?);
+    checks.extend(graphs::checks(folder)?);
     Ok(checks)
 }
 

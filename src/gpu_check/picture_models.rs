@@ -1,6 +1,6 @@
 //! The bundled image model, and one with random weights in its shape: what they draw on a device and on the processor.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::check::{Check, Group, Place, Twin};
@@ -44,7 +44,7 @@ pub(super) fn checks(folder: &Path) -> std::io::Result<Vec<Check>> {
                 group: Group::Model,
                 name: format!("{name}: three pictures of {STEPS:?} steps in one batch, {dtype}"),
                 allowed,
-                run: Box::new(move |place| pictures(place, &folder, dummy_seed, dtype)),
+                run: Box::new(move |place| pictures(place, &folder, dummy_seed, dtype, true)),
                 twin: Twin::Processor,
             });
         }
@@ -53,17 +53,19 @@ pub(super) fn checks(folder: &Path) -> std::io::Result<Vec<Check>> {
 }
 
 /// The pixels of all pictures. The processor computes in f32, whatever the weights.
-fn pictures(
+pub(super) fn pictures(
     place: &Place,
-    folder: &PathBuf,
+    folder: &Path,
     dummy_seed: Option<u64>,
     dtype: FloatType,
+    cuda_graphs: bool,
 ) -> Result<Vec<f32>, ModelError> {
     let assets = loader::load_assets(folder, dummy_seed)?;
     let options = DiffusionOptions {
         batch_size: STEPS.len() as u32,
         dtype: (!place.is_cpu()).then_some(dtype),
         max_image_pixels: EDGE * EDGE,
+        cuda_graphs,
         ..DiffusionOptions::default()
     };
     let mut model = loader::build(&assets, place.spec, &options)?;
@@ -71,10 +73,7 @@ fn pictures(
 }
 
 /// Rows begin together, go on as long as they have steps, and are decoded.
-pub(super) fn draw(
-    model: &mut DiffusionModel,
-    assets: &DiffusionAssets,
-) -> Result<Vec<f32>, ModelError> {
+fn draw(model: &mut DiffusionModel, assets: &DiffusionAssets) -> Result<Vec<f32>, ModelError> {
     for (row, steps) in (0..).zip(STEPS) {
         let job = job(assets, row, steps)?;
         model.admit(Slot(row), &Arc::new(Job::Image(job)), 0)?;
@@ -158,7 +157,7 @@ mod tests {
     fn three_different_pictures_are_drawn() {
         let folder = tempfile::tempdir().unwrap();
         let folder = BUNDLED[0].unpack(folder.path()).unwrap();
-        let pixels = pictures(&Place::cpu(), &folder, None, FloatType::F32).unwrap();
+        let pixels = pictures(&Place::cpu(), &folder, None, FloatType::F32, true).unwrap();
         let each = 3 * (EDGE * EDGE) as usize;
         assert_eq!(pixels.len(), STEPS.len() * each);
         assert_ne!(pixels[..each], pixels[each..2 * each]);

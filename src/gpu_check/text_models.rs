@@ -32,6 +32,11 @@ const CHUNK: u32 = 48;
 const NEW_TOKENS: u32 = 40;
 const VOCABULARY: u32 = 320;
 
+/// Llama's.
+pub(super) fn plain_shape() -> Value {
+    families().remove(0).1
+}
+
 /// The families, each with what sets it apart.
 fn families() -> Vec<(&'static str, Value)> {
     let with = |family: &str, more: Value| {
@@ -122,7 +127,7 @@ pub(super) fn checks(folder: &Path) -> std::io::Result<Vec<Check>> {
 }
 
 /// Writes a shape where a loader finds it.
-fn write(folder: &Path, name: &str, config: &Value) -> std::io::Result<PathBuf> {
+pub(super) fn write(folder: &Path, name: &str, config: &Value) -> std::io::Result<PathBuf> {
     let folder = folder.join(name);
     fs::create_dir(&folder)?;
     let path = folder.join("config.json");
@@ -130,12 +135,23 @@ fn write(folder: &Path, name: &str, config: &Value) -> std::io::Result<PathBuf> 
     Ok(path)
 }
 
-/// A model of this shape. Keys and values are in f32 with weights in f32, else in f16.
+/// A model of this shape, as it is served.
 fn build(
     place: &Place,
     config: &Path,
     dtype: FloatType,
     rows: u32,
+) -> Result<TextModel, ModelError> {
+    build_with(place, config, dtype, rows, true)
+}
+
+/// The same with captured graphs or without. Keys and values are in f32 with weights in f32, else in f16.
+pub(super) fn build_with(
+    place: &Place,
+    config: &Path,
+    dtype: FloatType,
+    rows: u32,
+    cuda_graphs: bool,
 ) -> Result<TextModel, ModelError> {
     let files = ModelFiles::Dummy {
         config: config.to_owned(),
@@ -144,6 +160,7 @@ fn build(
     let options = TextOptions {
         batch_size: rows,
         kv_cache_tokens: Some(2048),
+        cuda_graphs,
         prefix_cache_tokens: Some(0),
         dtype: Some(dtype),
         kv_dtype: Some(match dtype {
@@ -156,7 +173,7 @@ fn build(
 }
 
 /// A prompt of so many tokens, of which no two rows have the same.
-fn prompt(row: u32, tokens: u32) -> Vec<u32> {
+pub(super) fn prompt(row: u32, tokens: u32) -> Vec<u32> {
     (0..tokens)
         .map(|at| (at * 131 + row * 57 + at * at) % VOCABULARY)
         .collect()
@@ -256,8 +273,7 @@ mod tests {
     #[test]
     fn rows_say_all_their_tokens_and_not_the_same_ones() {
         let folder = tempfile::tempdir().unwrap();
-        let (_, config) = families().remove(0);
-        let path = write(folder.path(), "llama", &config).unwrap();
+        let path = write(folder.path(), "llama", &plain_shape()).unwrap();
         let mut model = build(&Place::cpu(), &path, FloatType::F32, 3).unwrap();
         let (tokens, logprobs) = say(&mut model).unwrap();
         assert_eq!(tokens.len(), PROMPTS.len() * NEW_TOKENS as usize);
