@@ -70,14 +70,14 @@ peer() {
 
 # A picture model's shape, with the tokenizer of the bundled model: prompts are then short words in wrong ids.
 picture_shape() {
-  test -d "$work/$1" || cp -R "$benches/shapes/$1" "$work/$1"
+  cp -R "$benches/shapes/$1" "$work/$1"
   for tokenizer in tokenizer tokenizer_2; do
     test "$1:$tokenizer" = sd15:tokenizer_2 || cp -R "$benches/../models/tiny-sd/tokenizer" "$work/$1/$tokenizer"
   done
 }
 
 shapes=$benches/shapes
-part card 20 nvidia-smi
+test -n "${SMOKE:-}" || part card 20 nvidia-smi
 part check 120 "$binary" gpu-check --device "$device" --json "$results/check.json"
 
 if test -n "${SMOKE:-}"; then
@@ -92,32 +92,26 @@ if test -n "${SMOKE:-}"; then
   for name in llama-3.1-8b llama-3.2-1b qwen3-4b; do tiny "$name"; done
   text=$work
   levels="--rows 1,3,5 --prefill 64 --context 32 --steps 4 --repeats 2"
-  wide_levels=$levels few_levels=$levels
+  few_levels=$levels
   peer_levels="--rows 1,3,5 --prompt 32 --new 8 --prefill 64 --threads 1"
   dtype=f32
-  streams="--streams 4 --long 600 --new 200 --before 1"
-  serve="--batch-size 8 --max-context 1024 --kv-cache-tokens 4096 --step-budget-ms 20"
+  streams="--streams 4 --long 600 --new 12000 --before 0.3"
+  serve="--batch-size 8 --max-context 16384 --kv-cache-tokens 81920 --step-budget-ms 20"
   pictures="--rows 1,2 --steps 2 --point-seconds 1 --size 64x64"
   large_pictures=$pictures
   picture_peer="--rows 1,2 --steps 2 --point-seconds 1 --size 64x64"
   large_picture_peer=$picture_peer
   gguf="--width 256 --feed-forward 512 --layers 2 --vocabulary 1024"
   picture_dtype=f32
-  for name in sd15 sdxl; do
-    cp -R "$benches/../models/tiny-sd" "$work/$name"
-    rm -rf "$work/$name/tokenizer"
-    picture_shape sd15
-    test -d "$work/$name/tokenizer" || cp -R "$benches/../models/tiny-sd/tokenizer" "$work/$name/tokenizer"
-  done
+  for name in sd15 sdxl; do cp -R "$benches/../models/tiny-sd" "$work/$name"; done
 else
   text=$shapes
-  levels="--rows 1,8,32,64,256 --prefill 512,2048 --context 128 --steps 24 --repeats 3"
-  wide_levels=$levels
-  few_levels="--rows 1,32,256 --prefill 2048 --context 128 --steps 24 --repeats 3"
+  levels="--rows 1,8,32,64,256 --prefill 512,2048 --context 128 --steps 24 --repeats 3 --kv-cache-tokens 98304"
+  few_levels="--rows 1,32,256 --prefill 2048 --context 128 --steps 24 --repeats 3 --kv-cache-tokens 98304"
   peer_levels="--rows 1,32,256 --prompt 128 --new 96 --prefill 2048"
   dtype=bf16
-  streams="--streams 32 --long 8192 --new 700 --before 2"
-  serve="--batch-size 40 --max-context 10240 --kv-cache-tokens 81920"
+  streams="--streams 32 --long 8192 --new 3000 --before 2"
+  serve="--batch-size 40 --max-context 10240 --kv-cache-tokens 131072"
   pictures="--rows 1,2,8,16 --point-seconds 4 --size 512x512"
   large_pictures="--rows 1,2,4,8 --point-seconds 5 --size 1024x1024"
   picture_peer="--rows 1,2,8,16 --point-seconds 4 --size 512x512"
@@ -131,15 +125,15 @@ fi
 # The lists of arguments above have to be split.
 # shellcheck disable=SC2086
 {
-  engine text-8b 100 --model "$text/llama-3.1-8b/config.json" --dtype "$dtype" $wide_levels
+  engine text-8b 100 --model "$text/llama-3.1-8b/config.json" --dtype "$dtype" $levels
   peer peer-text-8b 110 transformers_engine.py "$text/llama-3.1-8b" --device "$device" --dtype "$dtype" $peer_levels
   part long-prompt 70 "$python" "$here/long_prompt.py" --json "$results/long-prompt.json" $streams -- \
     "$binary" serve --device "$device" --load-format dummy --model "text=$text/llama-3.1-8b/config.json" --dtype "$dtype" \
-    --prefix-cache-tokens 0 --log-level warn $serve
+    --prefix-cache-tokens 0 --openai-grace-ms 0 --log-level warn $serve
   engine sd15 45 --model "$work/sd15" --dtype "$picture_dtype" $pictures
-  peer peer-sd15 45 diffusers_engine.py "$work/sd15" --dummy --device "${device/cpu*/cpu}" --dtype "$picture_dtype" $picture_peer
+  peer peer-sd15 45 diffusers_engine.py "$work/sd15" --dummy --device "$device" --dtype "$picture_dtype" $picture_peer
   engine sdxl 60 --model "$work/sdxl" --dtype "$picture_dtype" $large_pictures
-  peer peer-sdxl 60 diffusers_engine.py "$work/sdxl" --dummy --device "${device/cpu*/cpu}" --dtype "$picture_dtype" $large_picture_peer
+  peer peer-sdxl 60 diffusers_engine.py "$work/sdxl" --dummy --device "$device" --dtype "$picture_dtype" $large_picture_peer
   part gguf-file 40 "$python" "$here/random_gguf.py" "$work/random.gguf" $gguf
   part gguf 40 "$binary" bench engine --device "$device" --model "$work/random.gguf" --json "$results/gguf.json" \
     --log-level warn $few_levels
