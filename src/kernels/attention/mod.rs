@@ -2,6 +2,8 @@
 
 mod cpu;
 mod device_layout;
+#[cfg(any(test, feature = "flash-attn"))]
+mod flash;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -391,6 +393,12 @@ pub fn paged_attention(
         );
     }
     layout.check_blocks(kv.blocks)?;
+    #[cfg(feature = "flash-attn")]
+    if device_kernels::are_own(q)
+        && let Some(attended) = flash::paged_attention(q, kv, layout, options)?
+    {
+        return Ok(attended);
+    }
     if device_kernels::are_own(q) && cuda::attention::supports(kv) {
         return cuda::attention::paged_attention(q, kv, layout.on(q.device())?, options);
     }
