@@ -270,6 +270,11 @@ impl AttentionOptions {
     }
 }
 
+/// Whether passes over this store can take a layout that the host does not know: [`TokenLayout::on_device`].
+pub fn takes_device_layout(kv: &PagedKv) -> bool {
+    device_kernels::are_own(&kv.k) && cuda::attention::supports(kv)
+}
+
 /// Stores the keys and values of a pass: k, v are (T, kv_heads, head_dim) f32; `kv` changes in place.
 ///
 /// # Errors
