@@ -121,7 +121,8 @@ def levels(args, values, key, measure):
     return found
 
 
-@torch.inference_mode()
+# Not inference mode, which continuous batching's own thread does not share.
+@torch.no_grad()
 def main():
     args = arguments()
     if args.threads:
