@@ -97,7 +97,7 @@ impl DeviceLayout {
             true => None,
             false => Some(DeviceRuns {
                 lengths: runs.iter().map(|run| run[1] as usize).collect(),
-                runs: Tensor::from_vec(runs.concat(), (runs.len(), 4), device)?,
+                runs: Tensor::from_vec(runs.as_flattened().to_vec(), (runs.len(), 4), device)?,
                 others: Tensor::new(others, device)?,
             }),
         };

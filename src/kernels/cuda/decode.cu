@@ -67,22 +67,28 @@ __device__ __forceinline__ void attend(const DecodeParameters &p) {
     if (first >= end) return;
 
     uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, part = lane % LANES;
+    // By way of shared memory: which type they are of is then asked in one place of the text.
+    for (uint32_t index = threadIdx.x; index < GROUP * COLUMNS; index += blockDim.x) {
+        uint32_t head = index / COLUMNS, column = index % COLUMNS;
+        size_t row = (static_cast<size_t>(token) * p.heads + first_head + head) * p.head_dim;
+        values[0][head][column] = head < heads && column < p.head_dim ? read_number(p.q, row + column, p.type) : 0.0f;
+    }
+    __syncthreads();
     float q[GROUP][CHUNKS][COUNT], sums[GROUP][CHUNKS][COUNT], largest[GROUP], total[GROUP];
 #pragma unroll
     for (uint32_t head = 0; head < GROUP; head++) {
         largest[head] = -INFINITY;
         total[head] = 0.0f;
-        size_t row = (static_cast<size_t>(token) * p.heads + first_head + head) * p.head_dim;
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; chunk++)
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
-                uint32_t column = (chunk * LANES + part) * COUNT + i;
-                bool is_there = head < heads && column < p.head_dim;
-                q[head][chunk][i] = is_there ? read_number(p.q, row + column, p.type) : 0.0f;
+                q[head][chunk][i] = values[0][head][(chunk * LANES + part) * COUNT + i];
                 sums[head][chunk][i] = 0.0f;
             }
     }
+    // The same memory takes the sums at the end.
+    __syncthreads();
 
     size_t token_stride = static_cast<size_t>(p.kv_heads) * p.head_dim;
     uint32_t page = first / BLOCK_TOKENS;

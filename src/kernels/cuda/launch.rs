@@ -177,17 +177,18 @@ fn run(
 pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let offset = (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64;
-    let start = match &*storage {
+    start_of(&storage).map(|start| start + offset)
+}
+
+/// Where a storage begins.
+fn start_of(storage: &Storage) -> Result<u64> {
+    match storage {
         #[cfg(test)]
-        Storage::Cpu(storage) => super::emulator::address(storage)?,
+        Storage::Cpu(storage) => super::emulator::address(storage),
         #[cfg(feature = "cuda")]
-        Storage::Cuda(storage) => super::device::address(storage)?,
-        _ => {
-            let _: &Storage = &storage;
-            bail!("no kernel of ours runs on {:?}", tensor.device())
-        }
-    };
-    Ok(start + offset)
+        Storage::Cuda(storage) => super::device::address(storage),
+        _ => bail!("no kernel of ours runs on this device"),
+    }
 }
 
 /// As [`address`]; 0 for none.

@@ -1,6 +1,6 @@
 //! Launches of `sampling.cu`.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result};
 
 use super::launch::{
     Grid, SAMPLING, address, address_or_null, expect, launch, number_type, parameters, word,

@@ -251,4 +251,6 @@ pub fn log_probabilities(
 }
 
 #[cfg(test)]
+mod card_tests;
+#[cfg(test)]
 mod tests;
