@@ -144,6 +144,8 @@ pub struct Scheduler {
     room: Room,
     /// The work of the pass under way as it was planned, if memory ran out in it.
     too_large: Option<Work>,
+    /// Number of the last part in a pass that only began rows while these could not share one with others.
+    last_apart: u64,
     costs: CostModel,
     forecast: Option<Forecast>,
     /// When a user who has none here would start, as of the last survey or arrival.
@@ -176,6 +178,7 @@ impl Scheduler {
             pass_work: u32::MAX,
             room: Room::default(),
             too_large: None,
+            last_apart: 0,
             costs: CostModel::default(),
             forecast: None,
             newcomer_start: None,
@@ -272,6 +275,10 @@ impl Scheduler {
         let admit = self.admit(now);
         let run = self.plan_pass(now);
         self.too_large = None;
+        let begins = |planned: &PlannedRow| planned.phase == Phase::Begin;
+        if self.room.is_apart(now) && run.iter().all(begins) {
+            self.last_apart = self.parts + run.len() as u64;
+        }
         let plan = StepPlan {
             admit,
             run,
@@ -450,6 +457,15 @@ impl Scheduler {
             self.running_rows_with_slot()
                 .filter(move |(_, row)| row.key == key && row.phase == phase)
         };
+        let beginners: Vec<_> = of_phase(Phase::Begin).collect();
+        if self.room.is_apart(now) && !beginners.is_empty() {
+            let last = of_phase(Phase::Iterate).map(|(_, row)| row.last_part).max();
+            if last.is_none_or(|last| last > self.last_apart) {
+                let mut run = Vec::new();
+                self.plan_begin_work(beginners, self.room.begin_work(now), &mut run);
+                return run;
+            }
+        }
         let iterating = of_phase(Phase::Iterate);
         let mut run: Vec<PlannedRow> = match self.pass_work.min(self.room.iterate_work(now)) {
             u32::MAX => iterating.map(planned).collect(),
@@ -460,8 +476,9 @@ impl Scheduler {
                 limit,
             ),
         };
-        let beginners = of_phase(Phase::Begin).collect();
-        self.plan_begin_work(beginners, self.room.begin_work(now), &mut run);
+        if run.is_empty() || !self.room.is_apart(now) {
+            self.plan_begin_work(beginners, self.room.begin_work(now), &mut run);
+        }
         run
     }
 

@@ -18,6 +18,8 @@ const RELAXED_AFTER: Duration = Duration::from_secs(10);
 pub(crate) struct Room {
     iterate: Option<Limit>,
     begin: Option<Limit>,
+    /// When `Begin` work found memory only in a pass without iterating rows.
+    apart_since: Option<Time>,
 }
 
 /// A limit on one kind of work in a pass.
@@ -51,8 +53,18 @@ impl Room {
             }),
             false => before,
         };
-        self.iterate = learnt(planned.iterate, ran.iterate, self.iterate);
         self.begin = learnt(planned.begin, ran.begin, self.begin);
+        match ran.iterate == 0 && planned.iterate > 0 {
+            // It says nothing of how many iterating rows fit by themselves.
+            true => self.apart_since = Some(now),
+            false => self.iterate = learnt(planned.iterate, ran.iterate, self.iterate),
+        }
+    }
+
+    /// Whether `Begin` work and iterating rows had better not share a pass.
+    pub(crate) fn is_apart(&self, now: Time) -> bool {
+        self.apart_since
+            .is_some_and(|since| now - since < RELAXED_AFTER)
     }
 
     /// Units of `Iterate` work that a pass may have; any number for `u32::MAX`.
@@ -243,6 +255,11 @@ mod tests {
             let found = (room.iterate_work(at(seconds)), room.begin_work(at(seconds)));
             assert_eq!(found, (iterate, begin), "{seconds} s");
         }
+        assert!(!room.is_apart(at(5)));
+        // Alone in the end: what iterates may be as much as before.
+        room.learn(at(14), work(3, 4), work(0, 1));
+        assert_eq!((room.iterate_work(at(14)), room.begin_work(at(14))), (3, 1));
+        assert!(room.is_apart(at(23)) && !room.is_apart(at(24)));
         // What was tried in full says nothing of the other kind.
         room.learn(at(15), work(6, 2), work(6, 1));
         assert_eq!((room.iterate_work(at(24)), room.begin_work(at(24))), (6, 1));

@@ -151,13 +151,11 @@ impl Watched {
             return;
         };
         let group = group.group();
-        let again = book.scarcity.failed_in(book.turn);
+        let failed = book.scarcity.failed_in(book.turn);
+        let again = failed.map(|failed| is_part(rows, failed));
         match again {
             None => book.count_turn(group),
-            Some(failed) => {
-                let fits = is_part(rows, failed);
-                book.insist(fits, "what is tried again is no part of what failed");
-            }
+            Some(fits) => book.insist(fits, "what is tried again is no part of what failed"),
         }
         let retried = again.is_some();
         match group {
@@ -186,8 +184,9 @@ impl Watched {
                 let latest = taken.iter().map(|(_, held)| held.last_pass).max();
                 let in_turn = oldest.is_none_or(|oldest| latest <= Some(oldest));
                 let within = sum <= limit || taken.len() == 1;
+                let begins_apart = taken.is_empty() && held < u32::MAX;
                 book.insist(
-                    retried || left_out.is_empty() || !fits,
+                    retried || begins_apart || left_out.is_empty() || !fits,
                     "a row was left out of its group's pass",
                 );
                 book.insist(in_turn, "a row was left out before its turn");

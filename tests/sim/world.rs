@@ -379,10 +379,12 @@ impl World {
 
     /// The texts that a request's rows would have if it were alone in the world.
     pub(crate) fn alone(&self, script: &Script, job: &Arc<Job>) -> Vec<String> {
-        let script = Script {
+        let mut script = Script {
             faults: Vec::new(),
             ..script.clone()
         };
+        // It may take its prompt whole.
+        script.model.out_of_memory_above_tokens = None;
         let mut model = ScriptedModel::new(script, Box::new(|_| ())).expect("a sound script");
         (0..job.rows())
             .map(|choice| text_alone(&mut model, job, choice))

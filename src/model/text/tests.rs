@@ -7,10 +7,11 @@ use candle_core::{DType, Device};
 use serde_json::json;
 
 use super::options::TextOptions;
+use super::row::Contribution;
 use super::weights::dummy::DummyWeights;
 use super::*;
 use crate::batch::{Emission, Phase};
-use crate::kernels::attention::BLOCK_TOKENS;
+use crate::kernels::attention::{BLOCK_TOKENS, TokenLayout};
 use crate::model::device::DeviceSpec;
 
 const PROMPT_TOKENS: u32 = 70;
