@@ -146,7 +146,7 @@ fn single_tokens_attend_as_stock_operations_do() {
     let tokens = [(0, 0), (1, 31), (1, 32), (2, 255), (2, 256), (0, 600)];
     for (index, (head_dim, group, kv)) in KINDS.into_iter().enumerate() {
         // One kind of options with each kind of heads, so that all meet.
-        for options in [options()[index % 4], options()[(index + 1) % 4]] {
+        for options in [options()[index % 4]] {
             let setup = Setup {
                 kv_heads: 2,
                 group,
@@ -204,7 +204,7 @@ fn runs_attend_as_stock_operations_do() {
         if kv == DType::F32 {
             continue;
         }
-        for options in [options()[index % 4], options()[(index + 1) % 4]] {
+        for options in [options()[index % 4]] {
             let setup = Setup {
                 kv_heads: 1,
                 group,
