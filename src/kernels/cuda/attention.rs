@@ -70,7 +70,7 @@ pub(in crate::kernels) fn supports(kv: &PagedKv) -> bool {
     let head_dim = kv.head_dim();
     matches!(kv.k.dtype(), DType::F32 | DType::F16 | DType::BF16)
         && (1..=MOST_COLUMNS).contains(&head_dim)
-        && head_dim % pack_numbers(kv.k.dtype()) == 0
+        && head_dim.is_multiple_of(pack_numbers(kv.k.dtype()))
 }
 
 /// A pass: what both kernels read and write.

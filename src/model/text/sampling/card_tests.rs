@@ -57,6 +57,8 @@ fn check(mut rows: Vec<Row>, dtype: DType, steps: u32, case: &str) {
     let count = rows.len();
     for (index, row) in rows.iter_mut().enumerate() {
         row.seen_row = (count - 1 - index) as u32;
+        // Random numbers of several blocks of the stream.
+        row.host.chosen = 5 * index as u32;
     }
     let settings = rows.iter().flat_map(|row| row.settings().to_words());
     let settings = words(settings.collect())
