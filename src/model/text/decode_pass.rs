@@ -44,6 +44,7 @@ pub(super) struct DeviceChoice {
 /// The pass, and what it works on.
 pub(super) struct DecodePass {
     device: Device,
+    samples: bool,
     /// (words of all rows,) u32: of a bucket of n rows tokens, slots, positions, tokens chosen so far, and n times
     /// [`ROW_WORDS`].
     words: Tensor,
@@ -90,6 +91,7 @@ impl DecodePass {
             spare_block: decoder.spare_block(),
             graphs: BTreeMap::new(),
             switch: GraphSwitch::new(record, &device),
+            samples: device.is_cuda(),
             device,
         };
         let padding_table = slots * row_blocks;
@@ -99,7 +101,14 @@ impl DecodePass {
 
     /// Whether the device chooses tokens: where it does not, every row is the host's.
     pub(super) fn samples(&self) -> bool {
-        self.device.is_cuda()
+        self.samples
+    }
+
+    /// The same pass, whose kernel for that is emulated.
+    #[cfg(test)]
+    pub(super) fn sampling(mut self) -> Self {
+        self.samples = true;
+        self
     }
 
     /// Has the device run the rows, of different slots, whose blocks are in `tables`. It may still be at it when this

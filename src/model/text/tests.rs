@@ -413,3 +413,23 @@ fn a_pass_as_cards_run_it_gives_the_same_bits() {
         assert_eq!(found, expected, "{family}, ahead");
     }
 }
+
+#[test]
+fn tokens_that_the_device_chooses_are_those_of_the_host() {
+    let expected = said_in_company(&mut model_with(5));
+    let mut model = model_with(5);
+    let pass = decode_pass::DecodePass::new(&model.decoder, 5, model.served_context, false);
+    model.ahead = Some(ahead::Ahead::new(pass.expect("little memory").sampling()));
+    let found = said_in_company(&mut model);
+    for (row, ((tokens, bits), (expected_tokens, expected_bits))) in
+        found.iter().zip(&expected).enumerate()
+    {
+        assert_eq!(tokens, expected_tokens, "row {row}");
+        assert_eq!(bits.len(), expected_bits.len(), "row {row}");
+        for (found, expected) in bits.iter().zip(expected_bits) {
+            // Their sums are in another order.
+            let apart = f32::from_bits(*found) - f32::from_bits(*expected);
+            assert!(apart.abs() < 1e-4, "row {row}: {apart}");
+        }
+    }
+}
