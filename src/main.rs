@@ -1,7 +1,7 @@
 //! The `girandole` program: parse, build, run.
 //!
 //! Exit codes: 0 for a good end, 1 when running failed, 2 for a command line or configuration that
-//! cannot be used.
+//! cannot be used. `bench compare` and `gpu-check` have a meaning of their own for each, which their help tells.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -27,6 +27,7 @@ use girandole::bench::{self, EngineBench, ReportFormat};
 use girandole::config::{BenchCommand, Command, CommandLine, Config, ModelConfig, ModelsCommand};
 use girandole::engine::{self, EngineHandle, EngineState};
 use girandole::events::store::EventStore;
+use girandole::gpu_check::{self, GpuCheck};
 use girandole::intake::{ImageDefaults, ImageIntake, Intake, TextDefaults, TextIntake};
 use girandole::kernels::candle_threads::set_candle_threads;
 use girandole::kernels::isa::Isa;
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
     );
     let variables = line.variables();
     let result = match line.command {
+        Command::GpuCheck(options) => return check_card(&options),
         Command::Serve => run_service(&config),
         Command::Models(command) => look_after_models(&command, &config),
         Command::Bench(BenchCommand::Engine(options)) => bench_engine(&options, &config),
@@ -518,6 +520,28 @@ fn compare_reports(options: &CompareOptions) -> ExitCode {
     match text.and_then(|text| say(text.trim_end())) {
         Ok(()) => ExitCode::from(found.judgement.exit_code()),
         Err(error) => complain(&format!("{error:#}"), unusable),
+    }
+}
+
+fn check_card(options: &GpuCheck) -> ExitCode {
+    let report = match gpu_check::run(options) {
+        Ok(report) => report,
+        Err(error) => return complain(&error.to_string(), 2),
+    };
+    let shown = say(report.table().trim_end());
+    let kept = match &options.json {
+        Some(path) => serde_json::to_string_pretty(&report)
+            .map_err(anyhow::Error::from)
+            .and_then(|json| {
+                std::fs::write(path, json + "\n")
+                    .with_context(|| format!("cannot write --json {}", path.display()))
+            }),
+        None => Ok(()),
+    };
+    match shown.and(kept) {
+        Ok(()) if report.is_well() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => complain(&format!("{error:#}"), 1),
     }
 }
 

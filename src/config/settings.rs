@@ -120,7 +120,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(MODELS, "max_context", "TOKENS", "",
         "Prompt and new tokens of a row [default: what the model was made for]").per_model(),
     one(MODELS, "kv_cache_tokens", "TOKENS", "",
-        "Tokens of all running rows together [default: 2048 a row, within 4 GiB]").per_model(),
+        "Tokens of all running rows together [default: 2048 a row, within 4 GiB; on a card, what the weights leave]").per_model(),
+    one(MODELS, "device_memory_share", "SHARE", "0.9",
+        "Part of a card's memory that may be in use once the model is loaded, whoever uses it: the KV cache fills \
+         what is left below, unless kv_cache_tokens is set").per_model(),
+    one(MODELS, "cuda_graphs", "on|off", "on",
+        "Steps on a card are recorded and launched whole; off: kernel by kernel, with the same results").per_model(),
     one(MODELS, "prefix_cache_tokens", "TOKENS", "",
         "Tokens of the KV cache kept for prompts that begin alike, when no row holds them any more; \
          0 switches prefix caching off [default: a quarter of it]").per_model(),

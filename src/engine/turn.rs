@@ -5,7 +5,7 @@
 //! thread calls it with real time, the simulation with its own.
 
 use std::any::Any;
-use std::cmp::Reverse;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -236,7 +236,7 @@ impl Engine {
     fn run_pass(&mut self, clock: &dyn Clock, started: Time, run: &[PlannedRow]) -> Option<Time> {
         self.steps += 1;
         let reads_tokens = self.reads_tokens(run);
-        let outcome = {
+        let (outcome, run) = {
             let _span = tracing::debug_span!(
                 "step",
                 engine = %self.shared.model,
@@ -245,8 +245,9 @@ impl Engine {
                 rows = run.len(),
             )
             .entered();
-            contain(|| self.model.step(run))
+            self.run_what_fits(run)
         };
+        let run = &*run;
         let now = clock.now();
         let drain = self.read_mail(now);
         match outcome {
@@ -258,6 +259,39 @@ impl Engine {
             &step_report(started, now, run, reads_tokens),
         );
         drain
+    }
+
+    /// Runs the pass, or, for as long as memory runs out in it, a smaller one: the rows left out have their turn later.
+    /// Tells what was run last.
+    fn run_what_fits<'a>(
+        &mut self,
+        planned: &'a [PlannedRow],
+    ) -> (Result<Vec<RowOutcome>, ModelError>, Cow<'a, [PlannedRow]>) {
+        let mut run = Cow::Borrowed(planned);
+        let mut failed_passes = 0;
+        let outcome = loop {
+            let outcome = contain(|| self.model.step(&run));
+            if !matches!(outcome, Err(ModelError::OutOfMemory(_))) {
+                break outcome;
+            }
+            failed_passes += 1;
+            match self.scheduler.shrink(&run) {
+                Some(smaller) => run = Cow::Owned(smaller),
+                None => break outcome,
+            }
+        };
+        if failed_passes > 0 {
+            tracing::warn!(
+                engine = %self.shared.model,
+                failed_passes,
+                rows_planned = planned.len(),
+                rows_run = run.len(),
+                "memory ran out in a step, which was made smaller"
+            );
+            let observer = &self.shared.observer;
+            observer.out_of_memory(&self.shared.model, failed_passes);
+        }
+        (outcome, run)
     }
 
     /// Whether the `Begin` work of these rows is prompt tokens: pictures count otherwise.
@@ -327,37 +361,14 @@ impl Engine {
         }
     }
 
-    /// The pass failed as a whole.
+    /// The pass failed as a whole. If memory ran out, it was as small as can be: one row, which alone is too much.
     fn fail_pass(&mut self, now: Time, run: &[PlannedRow], error: &ModelError) {
         tracing::error!(engine = %self.shared.model, rows = run.len(), %error, "a step failed");
-        for row in self.blamed(run, error) {
-            self.fail(now, row.request, FailureKind::Step, &error.to_string());
-        }
-    }
-
-    /// Which rows a failed pass takes along. If memory ran out, whoever came last asked for more than there
-    /// was: of pictures in denoising the youngest (their beginning only reads the prompt, and what goes wrong
-    /// there ends it alone), of texts those that only begin. Else nobody can be told from the others.
-    fn blamed(&self, run: &[PlannedRow], error: &ModelError) -> Vec<RowId> {
-        let of_phase = |phase: Option<Phase>| {
-            run.iter()
-                .filter(move |planned| phase.is_none_or(|phase| planned.phase == phase))
-                .filter_map(|planned| self.rows[planned.slot.index()])
-        };
-        if !matches!(error, ModelError::OutOfMemory(_)) {
-            return of_phase(None).collect();
-        }
-        let youngest = of_phase(Some(Phase::Iterate))
-            .filter_map(|row| Some((self.requests.get(&row.request)?, row)))
-            .filter(|(request, _)| matches!(&*request.job, Job::Image(_)))
-            .min_by_key(|(request, row)| (request.steps_done(row.choice), Reverse(*row)));
-        if let Some((_, row)) = youngest {
-            return vec![row];
-        }
-        let beginners: Vec<RowId> = of_phase(Some(Phase::Begin)).collect();
-        match beginners.is_empty() {
-            true => of_phase(None).collect(),
-            false => beginners,
+        for planned in run {
+            // A request's rows end together, and with the first of them.
+            if let Some(row) = self.rows[planned.slot.index()] {
+                self.fail(now, row.request, FailureKind::Step, &error.to_string());
+            }
         }
     }
 

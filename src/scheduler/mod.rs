@@ -17,6 +17,7 @@ mod overtakers;
 mod places;
 mod policy;
 mod queue;
+mod room;
 mod running;
 mod turns;
 
@@ -35,9 +36,11 @@ use cost::{CostModel, Load};
 use forecast::Forecast;
 use policy::Joiners;
 use queue::{Ticket, Waiting, WaitingQueue};
+use room::{Member, Room, Work};
 use running::Running;
 use turns::{Group, Turns};
 
+pub use cost::MAX_BEGIN_WORK;
 pub use endings::Endings;
 pub use places::Place;
 
@@ -138,6 +141,12 @@ pub struct Scheduler {
     ledger: Ledger,
     /// Units of `Iterate` work that a pass may have; `u32::MAX` for any.
     pass_work: u32,
+    /// What passes may have since memory ran out in one.
+    room: Room,
+    /// The work of the pass under way as it was planned, if memory ran out in it.
+    too_large: Option<Work>,
+    /// Number of the last part in a pass that only began rows while these could not share one with others.
+    last_apart: u64,
     costs: CostModel,
     forecast: Option<Forecast>,
     /// When a user who has none here would start, as of the last survey or arrival.
@@ -168,6 +177,9 @@ impl Scheduler {
             running_of: HashMap::new(),
             ledger: Ledger::new(capacity),
             pass_work: u32::MAX,
+            room: Room::default(),
+            too_large: None,
+            last_apart: 0,
             costs: CostModel::default(),
             forecast: None,
             newcomer_start: None,
@@ -255,7 +267,12 @@ impl Scheduler {
         self.step += 1;
         let expired = self.expire(now);
         let admit = self.admit(now);
-        let run = self.plan_pass();
+        let run = self.plan_pass(now);
+        self.too_large = None;
+        let begins = |planned: &PlannedRow| planned.phase == Phase::Begin;
+        if self.room.is_apart(now) && run.iter().all(begins) {
+            self.last_apart = self.parts + run.len() as u64;
+        }
         let plan = StepPlan {
             admit,
             run,
@@ -286,13 +303,41 @@ impl Scheduler {
         }
     }
 
-    /// Moves rows on after the pass that [`schedule`](Self::schedule) planned. `ran` is what was run;
-    /// rows cancelled since then are passed over. A pass that failed is not reported.
+    /// Memory ran out in the pass of `run`, and nothing was done for its rows: a smaller one, to be run in its stead.
+    /// `None` if it cannot be smaller: one row that does the least it can. Those left out have their turn later.
+    pub fn shrink(&mut self, run: &[PlannedRow]) -> Option<Vec<PlannedRow>> {
+        self.too_large.get_or_insert_with(|| Work::of(run));
+        let mut members: Vec<_> = run
+            .iter()
+            .filter_map(|planned| {
+                let row = self.running[planned.slot.index()].as_ref()?;
+                let member = Member {
+                    planned: *planned,
+                    begins_whole: row.begins_whole(),
+                };
+                Some((row.stepper(), member))
+            })
+            .collect();
+        // `Begin` work stays in the order of the plan.
+        members.sort_by_key(|(stepper, member)| match member.planned.phase {
+            Phase::Begin => None,
+            Phase::Iterate | Phase::Finish => Some(*stepper),
+        });
+        let members: Vec<Member> = members.into_iter().map(|(_, member)| member).collect();
+        room::smaller(&members)
+    }
+
+    /// Moves rows on after the pass that [`schedule`](Self::schedule) planned, or
+    /// [`shrink`](Self::shrink) made of it. `ran` is what was run; rows cancelled since then are passed over. A pass that failed is not reported.
     pub fn update(&mut self, now: Time, ran: &[PlannedRow], results: &[RowResult]) {
-        if let Some(pass) = self.pass.take()
-            && pass.rows == ran.len()
-        {
-            self.costs.learn(&pass.load, now - pass.started);
+        let pass = self.pass.take();
+        match (self.too_large.take(), pass) {
+            // Its time was spent on more than what it did.
+            (Some(planned), _) => self.room.learn(now, planned, Work::of(ran)),
+            (None, Some(pass)) if pass.rows == ran.len() => {
+                self.costs.learn(&pass.load, now - pass.started);
+            }
+            (None, _) => {}
         }
         for planned in ran {
             if let Some(row) = &mut self.running[planned.slot.index()] {
@@ -381,13 +426,13 @@ impl Scheduler {
     }
 
     /// The pass of the group whose turn it is.
-    fn plan_pass(&mut self) -> Vec<PlannedRow> {
+    fn plan_pass(&mut self, now: Time) -> Vec<PlannedRow> {
         let rows = self.running.iter().flatten();
         let groups = rows.map(|row| (row.group(), row.ticket));
         match self.turns.next(self.step, groups) {
             None => Vec::new(),
             Some(Group::Finishing) => self.plan_finish(),
-            Some(Group::Stepping(key)) => self.plan_steps(key),
+            Some(Group::Stepping(key)) => self.plan_steps(now, key),
         }
     }
 
@@ -401,13 +446,22 @@ impl Scheduler {
     }
 
     /// Iterating rows all take part, or as many as a pass may have; `Begin` work, first admitted first, fills the time that they leave.
-    fn plan_steps(&self, key: BatchKey) -> Vec<PlannedRow> {
+    fn plan_steps(&self, now: Time, key: BatchKey) -> Vec<PlannedRow> {
         let of_phase = |phase| {
             self.running_rows_with_slot()
                 .filter(move |(_, row)| row.key == key && row.phase == phase)
         };
+        let beginners: Vec<_> = of_phase(Phase::Begin).collect();
+        if self.room.is_apart(now) && !beginners.is_empty() {
+            let last = of_phase(Phase::Iterate).map(|(_, row)| row.last_part).max();
+            if last.is_none_or(|last| last > self.last_apart) {
+                let mut run = Vec::new();
+                self.plan_begin_work(beginners, self.room.begin_work(now), &mut run);
+                return run;
+            }
+        }
         let iterating = of_phase(Phase::Iterate);
-        let mut run: Vec<PlannedRow> = match self.pass_work {
+        let mut run: Vec<PlannedRow> = match self.pass_work.min(self.room.iterate_work(now)) {
             u32::MAX => iterating.map(planned).collect(),
             limit => turns::rotate(
                 iterating
@@ -416,11 +470,19 @@ impl Scheduler {
                 limit,
             ),
         };
-        self.plan_begin_work(of_phase(Phase::Begin).collect(), &mut run);
+        if run.is_empty() || !self.room.is_apart(now) {
+            self.plan_begin_work(beginners, self.room.begin_work(now), &mut run);
+        }
         run
     }
 
-    fn plan_begin_work(&self, mut beginners: Vec<(Slot, &Running)>, run: &mut Vec<PlannedRow>) {
+    /// `room`: units of `Begin` work that memory is known to hold.
+    fn plan_begin_work(
+        &self,
+        mut beginners: Vec<(Slot, &Running)>,
+        room: u32,
+        run: &mut Vec<PlannedRow>,
+    ) {
         beginners.sort_unstable_by_key(|(_, row)| row.ticket);
         let load = self.load_of(run);
         let mut seconds = policy::begin_seconds(
@@ -428,7 +490,7 @@ impl Scheduler {
             self.costs.seconds(&load),
             load.iterate_work == 0,
         );
-        let mut limit = self.costs.begin_work_limit();
+        let mut limit = self.costs.begin_work_limit().min(room);
         let mut first = true;
         for (slot, row) in beginners {
             let left = row.begin_left();

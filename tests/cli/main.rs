@@ -4,6 +4,7 @@
 
 mod bench;
 mod configuration;
+mod gpu_check;
 mod hub;
 mod measured;
 mod prefix_cache;

@@ -13,6 +13,7 @@ mod order;
 mod pictures;
 mod random;
 mod rules;
+mod scarcity;
 mod threaded;
 mod watched;
 mod world;

@@ -17,6 +17,8 @@
 //! memory_units = 65536     # blocks of 32 tokens, for all rows together
 //! cached_prompt_tokens = 0 # so much of each prompt is "found in a prefix cache"
 //! keys = 1                 # rows fall into so many groups that cannot share a pass
+//! out_of_memory_above_rows = 8     # a pass of texts with more rows than this runs out of memory,
+//! out_of_memory_above_tokens = 512 # and so does one with more prompt tokens; without: none does
 //! fail_load = "no weights" # the model cannot be loaded, for this reason
 //!
 //! [cost]                   # how long a pass takes, in microseconds
@@ -43,6 +45,7 @@
 //! panic_at_step = 5
 //! fail_step_at = 5         # the pass reports a device error
 //! out_of_memory_at_step = 5
+//! out_of_memory_from_step = 5  # and at all that follow
 //! stall_at_step = { step = 5, millis = 2000 }
 //! ```
 
@@ -167,13 +170,15 @@ impl ScriptedModel {
     /// What goes wrong in this pass, if anything does.
     fn trip(&mut self, rows: &[PlannedRow]) -> Result<(), ModelError> {
         for (index, fault) in self.script.faults.iter().enumerate() {
-            let at = |step: Option<u64>| match fault.prompt_contains {
-                None => step == Some(self.steps),
+            let reached = |holds: &dyn Fn(u64) -> bool| match fault.prompt_contains {
+                None => holds(self.steps),
                 Some(_) => rows
                     .iter()
                     .filter_map(|planned| self.rows[planned.slot.index()].as_ref())
-                    .any(|row| row.faults.contains(&index) && step == Some(row.passes)),
+                    .any(|row| row.faults.contains(&index) && holds(row.passes)),
             };
+            let at = |step: Option<u64>| reached(&|now| step == Some(now));
+            let from = |step: Option<u64>| reached(&|now| step.is_some_and(|step| step <= now));
             if let Some(stall) = fault.stall_at_step
                 && at(Some(stall.step))
             {
@@ -183,11 +188,21 @@ impl ScriptedModel {
             if at(fault.fail_step_at) {
                 return Err(ModelError::Device("a planted device error".to_owned()));
             }
-            if at(fault.out_of_memory_at_step) {
+            if at(fault.out_of_memory_at_step) || from(fault.out_of_memory_from_step) {
                 return Err(ModelError::OutOfMemory("planted".to_owned()));
             }
         }
         Ok(())
+    }
+
+    /// Whether the pass is larger than memory.
+    fn is_too_large(&self, rows: &[PlannedRow]) -> bool {
+        let model = &self.script.model;
+        let begins = rows.iter().filter(|row| row.phase == Phase::Begin);
+        let tokens: u32 = begins.map(|row| row.work).sum();
+        let above = |limit: Option<u32>, size: u32| limit.is_some_and(|limit| size > limit);
+        above(model.out_of_memory_above_rows, rows.len() as u32)
+            || above(model.out_of_memory_above_tokens, tokens)
     }
 
     /// Whether the planned pass follows from those before.
@@ -284,6 +299,11 @@ impl Model for ScriptedModel {
             }
         }
         self.trip(rows)?;
+        if self.is_too_large(rows) {
+            return Err(ModelError::OutOfMemory(
+                "too much at once, as the script says".to_owned(),
+            ));
+        }
         let duration = self.duration(rows);
         (self.pause)(duration);
         let script = &self.script;
