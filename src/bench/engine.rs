@@ -67,12 +67,12 @@ fn run_text(
     let mut settings = model.text.clone();
     settings.batch_size = options.rows.iter().copied().max().unwrap_or(1);
     settings.prefix_cache_tokens = Some(0);
-    let served_context = assets.served_context(&settings, model.device)?;
+    let served_context = assets.served_context(&settings, model.device())?;
     tracing::info!(model = model.name, "loading the model");
-    let mut text_model = loader::build_text(&assets, model.device, &settings)?;
+    let mut text_model = loader::build_text(&assets, model.device(), &settings)?;
     let work = text_model.work();
 
-    let limits = match model.device {
+    let limits = match model.device() {
         DeviceSpec::Cpu => {
             tracing::info!("measuring the machine's limits");
             let caches = machine.last_level_cache_bytes;
@@ -118,7 +118,7 @@ fn setup(
     let kv_dtype = model
         .text
         .kv_dtype
-        .unwrap_or(model.device.default_kv_dtype());
+        .unwrap_or(model.device().default_kv_dtype());
     let step_budget = model.engine.scheduler.step_budget;
     let speed = prefill.iter().find_map(|level| match &level.measured {
         Measured::Figures(figures) => Some(figures.tokens_per_second.median),
@@ -132,7 +132,7 @@ fn setup(
             LoadFormat::Auto => "auto",
             LoadFormat::Dummy { .. } => "dummy",
         },
-        device: model.device.to_string(),
+        device: model.device().to_string(),
         dtype: model.text.dtype.map(|dtype| dtype.to_string()),
         kv_dtype: kv_dtype.to_string(),
         served_context,

@@ -55,13 +55,13 @@ pub(super) fn run(
     settings.batch_size = options.rows.iter().copied().max().unwrap_or(1);
     settings.max_image_pixels = sizes.iter().map(pixels).max().unwrap_or(1);
     tracing::info!(model = model.name, "loading the model");
-    let diffusion_model = loader::build(&assets, model.device, &settings)?;
+    let diffusion_model = loader::build(&assets, model.device(), &settings)?;
     diffusion_model.synchronize()?;
     let load = LoadFigures {
         seconds: clock.elapsed().as_secs_f64(),
         memory: Memory::now(),
     };
-    let float_operations_per_second = match model.device {
+    let float_operations_per_second = match model.device() {
         DeviceSpec::Cpu => Some(limits::float_operations_per_second()),
         DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => None,
     };
@@ -124,7 +124,7 @@ fn setup(options: &EngineBench, model: &ModelConfig) -> PictureSetup {
             LoadFormat::Auto => "auto",
             LoadFormat::Dummy { .. } => "dummy",
         },
-        device: model.device.to_string(),
+        device: model.device().to_string(),
         dtype: model.diffusion.dtype.map(|dtype| dtype.to_string()),
         compute_threads: compute_threads(),
         instructions: Isa::detected().to_string(),

@@ -4,7 +4,9 @@
 //! `GIRANDOLE_SIM_SEED=n cargo test --test sim random` repeats one run of the random traffic.
 
 mod crowd;
+mod devices;
 mod faults;
+mod fleet;
 mod forecasts;
 mod gallery;
 mod log;
@@ -12,6 +14,7 @@ mod order;
 mod pictures;
 mod random;
 mod rules;
+mod several;
 mod threaded;
 mod watched;
 mod world;
