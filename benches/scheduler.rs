@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use girandole::batch::{BatchKey, Capacity, RowCost, StepPlan};
+use girandole::batch::{BatchKey, Capacity, DeviceNumber, RowCost, StepPlan};
 use girandole::job::{Priority, RequestId, UserId};
 use girandole::scheduler::{Batching, Entry, Fairness, RowResult, Scheduler, SchedulerConfig};
 use girandole::time::Time;
@@ -53,7 +53,7 @@ fn busy(slots: u32, waiting: u32) -> (Scheduler, Time) {
 }
 
 fn step(scheduler: &mut Scheduler, now: &mut Time) -> StepPlan {
-    let plan = scheduler.schedule(*now);
+    let plan = scheduler.schedule(*now, DeviceNumber(0));
     *now = *now + Duration::from_micros(500);
     let results: Vec<RowResult> = plan
         .run
@@ -63,7 +63,7 @@ fn step(scheduler: &mut Scheduler, now: &mut Time) -> StepPlan {
             next: Some(KEY),
         })
         .collect();
-    scheduler.update(*now, &plan.run, &results);
+    scheduler.update(*now, DeviceNumber(0), &plan.run, &results);
     plan
 }
 
@@ -130,7 +130,7 @@ fn endings(criterion: &mut Criterion) {
         step(&mut scheduler, &mut now);
     }
     criterion.bench_function("scheduler/endings of 16 before 256", |bencher| {
-        bencher.iter(|| black_box(scheduler.endings(now)));
+        bencher.iter(|| black_box(scheduler.endings(now, DeviceNumber(0))));
     });
 }
 

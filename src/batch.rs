@@ -17,6 +17,22 @@ impl Slot {
     }
 }
 
+/// Which of the devices that serve a model, from 0 in the order of the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceNumber(pub u32);
+
+impl DeviceNumber {
+    /// The number as an index.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What a prompt begins with: a digest for each of its full blocks that a prefix cache could keep, which stands for
+/// all blocks before it, too. Empty where nothing is ever kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prefix(pub Arc<[u64]>);
+
 /// Where a row stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {

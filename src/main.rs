@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use girandole::api::auth::ApiKeys;
 use girandole::api::serve::{listen, serve};
 use girandole::api::{AppState, ServedModel};
+use girandole::batch::DeviceNumber;
 use girandole::bench::capacity::presets::Preset;
 use girandole::bench::compare::{CompareOptions, Judgement, compare};
 use girandole::bench::options::LoadOptions;
@@ -25,13 +26,14 @@ use girandole::bench::stop::Stop;
 use girandole::bench::watcher::LiveWatcher;
 use girandole::bench::{self, EngineBench, ReportFormat};
 use girandole::config::{BenchCommand, Command, CommandLine, Config, ModelConfig, ModelsCommand};
-use girandole::engine::{self, EngineHandle, EngineState};
+use girandole::engine::{self, DeviceEngine, EngineHandle, EngineState};
 use girandole::events::store::EventStore;
 use girandole::gpu_check::{self, GpuCheck};
 use girandole::intake::{ImageDefaults, ImageIntake, Intake, TextDefaults, TextIntake};
 use girandole::kernels::candle_threads::set_candle_threads;
 use girandole::kernels::isa::Isa;
-use girandole::kernels::threads::set_compute_threads;
+use girandole::kernels::threads::{set_compute_threads, use_own_threads};
+use girandole::model::device::DeviceSpec;
 use girandole::model::diffusion::loader::ImageFiles;
 use girandole::model::diffusion::profile::limit_pass;
 use girandole::model::image_frontend::ImageFrontend;
@@ -145,10 +147,13 @@ fn say(line: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to stdout")
 }
 
-/// A model that is ready to be built on its engine's thread.
+/// Builds a model on one of its devices, on the thread of that one's engine.
+type Build = dyn Fn(DeviceNumber) -> Result<Box<dyn Model>, ModelError> + Send + Sync;
+
+/// A model that is ready to be built on its engines' threads.
 struct PreparedModel {
     intake: Intake,
-    build: Box<dyn FnOnce() -> Result<Box<dyn Model>, ModelError> + Send>,
+    build: Arc<Build>,
 }
 
 /// Gets everything that can be had before the service listens: a missing file or a wrong key is
@@ -221,9 +226,9 @@ fn prepare_scripted(config: &ModelConfig, script: Script) -> anyhow::Result<Prep
             defaults: defaults(config, &loader::GenerationDefaults::default()),
             limits: config.limits.clone(),
         })),
-        build: Box::new(move || {
-            let model = ScriptedModel::new(script, scripted::sleep())?;
-            Ok(Box::new(model) as Box<dyn Model>)
+        build: Arc::new(move |device| {
+            let model = ScriptedModel::new(script.clone(), scripted::sleep())?;
+            Ok(Box::new(model.on_device(device)) as Box<dyn Model>)
         }),
     })
 }
@@ -236,8 +241,8 @@ fn prepare_scripted_images(config: &ModelConfig, script: Script) -> PreparedMode
             defaults: ImageDefaults::default().within(&config.image_limits, scripted::SIZE_FACTOR),
             limits: config.image_limits.clone(),
         }),
-        build: Box::new(move || {
-            let model = ScriptedImageModel::new(script, scripted::sleep())?;
+        build: Arc::new(move |_| {
+            let model = ScriptedImageModel::new(script.clone(), scripted::sleep())?;
             Ok(Box::new(model) as Box<dyn Model>)
         }),
     }
@@ -245,7 +250,7 @@ fn prepare_scripted_images(config: &ModelConfig, script: Script) -> PreparedMode
 
 fn prepare_images(config: &ModelConfig, files: &ImageFiles) -> anyhow::Result<PreparedModel> {
     let assets = diffusion::loader::load_files(files)?;
-    let (device, options) = (config.device, config.diffusion.clone());
+    let (devices, options) = (config.devices.clone(), config.diffusion.clone());
     let step_budget = config.engine.scheduler.step_budget;
     let neutral = ImageDefaults::default();
     let known = match &config.model {
@@ -281,7 +286,8 @@ fn prepare_images(config: &ModelConfig, files: &ImageFiles) -> anyhow::Result<Pr
             .within(&config.image_limits, assets.size_factor),
             limits: config.image_limits.clone(),
         }),
-        build: Box::new(move || {
+        build: Arc::new(move |device| {
+            let device = devices[device.index()];
             let mut model = diffusion::loader::build(&assets, device, &options)?;
             let clock = RealClock::start();
             limit_pass(&mut model, assets.size, &options, step_budget, &clock)?;
@@ -292,7 +298,12 @@ fn prepare_images(config: &ModelConfig, files: &ImageFiles) -> anyhow::Result<Pr
 
 fn prepare_text(config: &ModelConfig, files: &ModelFiles) -> anyhow::Result<PreparedModel> {
     let assets = loader::load_assets(files)?;
-    let (device, options) = (config.device, config.text.clone());
+    let (devices, options) = (config.devices.clone(), config.text.clone());
+    // What every device can serve.
+    let mut max_context = u32::MAX;
+    for device in &devices {
+        max_context = max_context.min(assets.served_context(&options, *device)?);
+    }
     let fallback = match config.load_format {
         LoadFormat::Auto => None,
         LoadFormat::Dummy { .. } => Some(PLAIN_TEMPLATE),
@@ -301,11 +312,11 @@ fn prepare_text(config: &ModelConfig, files: &ModelFiles) -> anyhow::Result<Prep
         intake: Intake::Text(Box::new(TextIntake {
             tokenizer: Arc::clone(&assets.tokenizer),
             template: template(&assets.tokenizer, fallback)?,
-            max_context: assets.served_context(&options, device)?,
+            max_context,
             defaults: defaults(config, &assets.defaults),
             limits: config.limits.clone(),
         })),
-        build: Box::new(move || loader::build(&assets, device, &options)),
+        build: Arc::new(move |device| loader::build(&assets, devices[device.index()], &options)),
     })
 }
 
@@ -366,13 +377,14 @@ async fn listen_and_serve(
     let address = listener.local_addr().context("cannot tell the address")?;
     let clock = Arc::new(RealClock::start());
     let names = || config.models.iter().map(|model| model.name.as_str());
-    let mut metrics = Metrics::new(names());
+    let devices: Vec<_> = config.models.iter().map(|m| m.device_names()).collect();
+    let mut metrics = Metrics::new(names().zip(devices.iter().map(|names| &names[..])));
     if config.admin_key_file.is_some() {
         let clock = Arc::clone(&clock) as Arc<dyn Clock>;
         metrics = metrics.with_history(names(), clock, config.admin_history);
     }
     let metrics = Arc::new(metrics);
-    let models = start_engines(&config.models, prepared, &clock, &metrics);
+    let models = start_engines(config, prepared, &clock, &metrics);
     let engines: Vec<EngineHandle> = models.iter().map(|model| model.engine.clone()).collect();
     let store = EventStore::new(
         config.retention.clone(),
@@ -402,28 +414,63 @@ async fn listen_and_serve(
 }
 
 fn start_engines(
-    configs: &[ModelConfig],
+    config: &Config,
     prepared: Vec<PreparedModel>,
     clock: &Arc<RealClock>,
     metrics: &Arc<Metrics>,
 ) -> Vec<Arc<ServedModel>> {
     let created = unix_seconds();
-    let start = |(config, prepared): (&ModelConfig, PreparedModel)| {
-        let engine = engine::spawn(
-            &config.name,
-            config.engine.clone(),
+    let start = |(model, prepared): (&ModelConfig, PreparedModel)| {
+        let engine = engine::spawn_on_devices(
+            &model.name,
+            model.engine.clone(),
             Arc::clone(clock) as Arc<dyn Clock>,
             Arc::clone(metrics) as Arc<dyn engine::Observer>,
-            prepared.build,
+            device_engines(model, &prepared.build, config.compute_threads),
         );
         Arc::new(ServedModel {
-            name: config.name.clone(),
+            name: model.name.clone(),
             created,
             engine,
             intake: prepared.intake,
         })
     };
-    configs.iter().zip(prepared).map(start).collect()
+    config.models.iter().zip(prepared).map(start).collect()
+}
+
+/// The engines of a model, each with its device. Several on the processor have their shares of its threads.
+fn device_engines(
+    model: &ModelConfig,
+    build: &Arc<Build>,
+    compute_threads: usize,
+) -> Vec<DeviceEngine> {
+    let processors = model.processors();
+    let mut threads_left = compute_threads;
+    let mut processors_left = processors;
+    let names = model.device_names().into_iter().zip(&model.devices);
+    (0..)
+        .map(DeviceNumber)
+        .zip(names)
+        .map(|(number, (name, device))| {
+            let mut own_threads = None;
+            if processors > 1 && *device == DeviceSpec::Cpu {
+                let share = threads_left.div_ceil(processors_left);
+                threads_left -= share;
+                processors_left -= 1;
+                own_threads = Some(share);
+            }
+            let build = Arc::clone(build);
+            DeviceEngine {
+                name,
+                build: Box::new(move || {
+                    if let Some(threads) = own_threads {
+                        use_own_threads(threads);
+                    }
+                    build(number)
+                }),
+            }
+        })
+        .collect()
 }
 
 /// One model that cannot be loaded ends the start, also when others could: a service that lacks

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::model_details::{ImageDetails, TextDetails};
 use super::{AppState, ServedModel};
-use crate::engine::EngineState;
+use crate::engine::{DeviceSnapshot, EngineState};
 use crate::intake::Intake;
 
 /// The routes of this file.
@@ -40,7 +40,8 @@ pub struct Readiness {
 pub struct ModelReadiness {
     /// Its name.
     pub name: String,
-    /// `loading`, `ready`, `draining`, `stopped` or `failed`.
+    /// `loading`, `ready`, `draining`, `stopped` or `failed`. On several devices it is ready from when all have
+    /// loaded it for as long as one of them runs.
     pub state: String,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,6 +78,29 @@ pub struct ModelLoad {
     pub queued_tokens: u64,
     /// When a request that came now would start, in milliseconds.
     pub eta_ms: Option<u64>,
+    /// Each device that serves it; the numbers above are those of all of them together.
+    #[serde(default)]
+    pub devices: Vec<DeviceLoad>,
+}
+
+/// How loaded one device is, as of its last step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceLoad {
+    /// Its name.
+    pub name: String,
+    /// See [`ModelReadiness::state`]. One that failed does not take the others along.
+    pub state: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Rows that run on it.
+    pub running_rows: u32,
+    /// Rows that may run on it at once.
+    pub slots: u32,
+    /// Its memory units in use.
+    pub memory_units_used: u32,
+    /// Its memory units in all.
+    pub memory_units_total: u32,
 }
 
 /// The models served.
@@ -102,6 +126,9 @@ pub struct ModelInfo {
     pub max_context: Option<u32>,
     /// Whether it can be given messages.
     pub chat: bool,
+    /// The devices that serve it.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// What a request for text gets that leaves a field out, and how far one may go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextDetails>,
@@ -167,15 +194,31 @@ fn state_name(state: &EngineState) -> &'static str {
     }
 }
 
+fn reason(state: &EngineState) -> Option<String> {
+    match state {
+        EngineState::Failed(reason) => Some(reason.clone()),
+        _ => None,
+    }
+}
+
 fn readiness(model: &Arc<ServedModel>) -> ModelReadiness {
     let state = model.engine.state();
     ModelReadiness {
         name: model.name.clone(),
         state: state_name(&state).to_owned(),
-        reason: match state {
-            EngineState::Failed(reason) => Some(reason),
-            _ => None,
-        },
+        reason: reason(&state),
+    }
+}
+
+fn device_load(device: &DeviceSnapshot) -> DeviceLoad {
+    DeviceLoad {
+        name: device.name.to_string(),
+        state: state_name(&device.state).to_owned(),
+        reason: reason(&device.state),
+        running_rows: device.running_rows,
+        slots: device.slots,
+        memory_units_used: device.memory_units_used,
+        memory_units_total: device.memory_units_total,
     }
 }
 
@@ -192,6 +235,7 @@ pub(super) fn model_load(model: &Arc<ServedModel>) -> ModelLoad {
         memory_units_total: snapshot.memory_units_total,
         queued_tokens: snapshot.queued_tokens,
         eta_ms: snapshot.eta.map(super::milliseconds),
+        devices: snapshot.devices.iter().map(device_load).collect(),
     }
 }
 
@@ -210,6 +254,12 @@ fn model_info(model: &Arc<ServedModel>) -> ModelInfo {
             .intake
             .text()
             .is_ok_and(|text| text.template.is_some()),
+        devices: model
+            .engine
+            .devices()
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         text: model.intake.text().ok().map(TextDetails::of),
         image: model.intake.image().ok().map(ImageDetails::of),
     }

@@ -69,23 +69,23 @@ fn run_text(
     let mut settings = model.text.clone();
     settings.batch_size = options.rows.iter().copied().max().unwrap_or(1);
     settings.prefix_cache_tokens = Some(0);
-    let served_context = assets.served_context(&settings, model.device)?;
+    let served_context = assets.served_context(&settings, model.device())?;
     // Before the model takes the card's memory.
-    let card_limits = match model.device {
+    let card_limits = match model.device() {
         DeviceSpec::Cpu => None,
         DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => {
             tracing::info!("measuring the card's limits");
-            Some(Limits::of_device(model.device, model.text.dtype)?)
+            Some(Limits::of_device(model.device(), model.text.dtype)?)
         }
     };
     tracing::info!(model = model.name, "loading the model");
     let loading = RealClock::start();
-    let mut text_model = loader::build_text(&assets, model.device, &settings)?;
+    let mut text_model = loader::build_text(&assets, model.device(), &settings)?;
     let load_seconds = loading.elapsed().as_secs_f64();
     let memory = Memory::now();
     let work = text_model.work();
 
-    let limits = match model.device {
+    let limits = match model.device() {
         DeviceSpec::Cpu => {
             tracing::info!("measuring the machine's limits");
             let caches = machine.last_level_cache_bytes;
@@ -99,7 +99,7 @@ fn run_text(
         options,
         work: &work,
         limits: limits.as_ref(),
-        times_parts: model.device == DeviceSpec::Cpu,
+        times_parts: model.device() == DeviceSpec::Cpu,
         clock: RealClock::start(),
     };
     let prefill = bench.prefill_levels()?;
@@ -123,7 +123,7 @@ fn run_text(
         },
         prefill,
         decode,
-        card: Card::of(model.device),
+        card: Card::of(model.device()),
     })
 }
 
@@ -137,7 +137,7 @@ fn setup(
     let kv_dtype = model
         .text
         .kv_dtype
-        .unwrap_or(model.device.default_kv_dtype());
+        .unwrap_or(model.device().default_kv_dtype());
     let step_budget = model.engine.scheduler.step_budget;
     let speed = prefill.iter().find_map(|level| match &level.measured {
         Measured::Figures(figures) => Some(figures.tokens_per_second.median),
@@ -151,7 +151,7 @@ fn setup(
             LoadFormat::Auto => "auto",
             LoadFormat::Dummy { .. } => "dummy",
         },
-        device: model.device.to_string(),
+        device: model.device().to_string(),
         dtype: model.text.dtype.map(|dtype| dtype.to_string()),
         kv_dtype: kv_dtype.to_string(),
         served_context,

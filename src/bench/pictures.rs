@@ -49,10 +49,10 @@ pub(super) fn run(
 ) -> Result<PictureReport, BenchError> {
     let machine = Machine::here();
     // Before the model takes the card's memory.
-    let card_operations = match model.device {
+    let card_operations = match model.device() {
         DeviceSpec::Cpu => None,
         DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => {
-            Some(Limits::of_device(model.device, model.diffusion.dtype)?)
+            Some(Limits::of_device(model.device(), model.diffusion.dtype)?)
         }
     };
     let clock = RealClock::start();
@@ -63,7 +63,7 @@ pub(super) fn run(
     settings.batch_size = options.rows.iter().copied().max().unwrap_or(1);
     settings.max_image_pixels = sizes.iter().map(pixels).max().unwrap_or(1);
     tracing::info!(model = model.name, "loading the model");
-    let diffusion_model = loader::build(&assets, model.device, &settings)?;
+    let diffusion_model = loader::build(&assets, model.device(), &settings)?;
     diffusion_model.synchronize()?;
     let load = LoadFigures {
         seconds: clock.elapsed().as_secs_f64(),
@@ -100,7 +100,7 @@ pub(super) fn run(
         text,
         sizes,
         memory: Memory::now(),
-        card: Card::of(model.device),
+        card: Card::of(model.device()),
     })
 }
 
@@ -133,7 +133,7 @@ fn setup(options: &EngineBench, model: &ModelConfig) -> PictureSetup {
             LoadFormat::Auto => "auto",
             LoadFormat::Dummy { .. } => "dummy",
         },
-        device: model.device.to_string(),
+        device: model.device().to_string(),
         dtype: model.diffusion.dtype.map(|dtype| dtype.to_string()),
         compute_threads: compute_threads(),
         instructions: Isa::detected().to_string(),

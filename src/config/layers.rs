@@ -250,6 +250,14 @@ impl Values {
                 values.0.insert(key, value.clone());
             }
         }
+        // Two names for one thing: what the table says stands in for both.
+        let says = |key: &str| table.is_some_and(|table| table.values.0.contains_key(key));
+        for (said, other) in [("device", "devices"), ("devices", "device")] {
+            let general = self.0.get(other).map(|value| value.origin.clone());
+            if says(said) && !says(other) && general <= Some(Origin::File) {
+                values.0.remove(other);
+            }
+        }
         values
     }
 

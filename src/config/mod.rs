@@ -14,6 +14,7 @@ mod settings;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::bench::BenchCommand;
@@ -76,8 +77,8 @@ pub struct ModelConfig {
     pub model: ModelRef,
     /// How its weights are had.
     pub load_format: LoadFormat,
-    /// Where it runs.
-    pub device: DeviceSpec,
+    /// Where it runs, an engine on each. At least one.
+    pub devices: Vec<DeviceSpec>,
     /// How a text model is set up.
     pub text: TextOptions,
     /// How an image model is set up.
@@ -94,6 +95,35 @@ pub struct ModelConfig {
     pub default_steps: Option<u32>,
     /// Guidance of a request that does not say, if the configuration does.
     pub default_guidance_scale: Option<f32>,
+}
+
+impl ModelConfig {
+    /// The device, or the first of several.
+    pub fn device(&self) -> DeviceSpec {
+        self.devices.first().copied().unwrap_or_default()
+    }
+
+    /// What each device is called among them: as it was written, and several processors by number.
+    pub fn device_names(&self) -> Vec<Arc<str>> {
+        let several = self.processors() > 1;
+        let mut number = 0;
+        let mut name = |device: &DeviceSpec| -> Arc<str> {
+            match device {
+                DeviceSpec::Cpu if several => {
+                    number += 1;
+                    format!("cpu:{}", number - 1).into()
+                }
+                device => device.to_string().into(),
+            }
+        };
+        self.devices.iter().map(&mut name).collect()
+    }
+
+    /// How many of its devices are the processor.
+    pub fn processors(&self) -> usize {
+        let devices = self.devices.iter();
+        devices.filter(|device| **device == DeviceSpec::Cpu).count()
+    }
 }
 
 /// How log lines look.

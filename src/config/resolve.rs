@@ -207,7 +207,11 @@ fn report(values: &Values, models: &[ModelConfig], sources: &SourceSettings) -> 
         let scheduler = &model.engine.scheduler;
         lines.push(format!(
             "model {}: {} on {}, batches of {} rows, {:?}",
-            model.name, model.model, model.device, scheduler.batch_size, scheduler.batching
+            model.name,
+            model.model,
+            model.device_names().join(" and "),
+            scheduler.batch_size,
+            scheduler.batching
         ));
     }
     let token = match sources.hub.token {
@@ -331,6 +335,50 @@ mod tests {
     }
 
     #[test]
+    fn several_devices_serve_one_model() {
+        let devices = |line: &str, file: &str, variables: &[(&str, &str)]| {
+            let config = resolve(line, file, variables).unwrap();
+            let names = config.models[0].device_names().join(" ");
+            assert_eq!(
+                config.models[0].engine.devices as usize,
+                config.models[0].devices.len()
+            );
+            names
+        };
+        let cards = "devices = ['cuda:0', 'cuda:1']";
+        assert_eq!(devices("", "", &[]), "cpu");
+        assert_eq!(devices("--device cuda:1", "", &[]), "cuda:1");
+        assert_eq!(devices("--devices cpu", "", &[]), "cpu");
+        assert_eq!(devices("--devices cpu,cpu", "", &[]), "cpu:0 cpu:1");
+        assert_eq!(
+            devices("--devices cuda:1 --devices cpu", "", &[]),
+            "cuda:1 cpu"
+        );
+        assert_eq!(devices("", cards, &[]), "cuda:0 cuda:1");
+        let variable = [("GIRANDOLE_DEVICES", "metal:0, cpu, cpu")];
+        assert_eq!(devices("", cards, &variable), "metal:0 cpu:0 cpu:1");
+        // The nearer of the two counts, and an empty one is none.
+        assert_eq!(devices("--device cpu", cards, &[]), "cpu");
+        assert_eq!(devices("--devices=", cards, &[]), "cpu");
+        let one = "device = 'cuda:3'";
+        assert_eq!(devices("--devices cpu,cpu", one, &[]), "cpu:0 cpu:1");
+        let table = "[[models]]\nmodel = 'smollm2-135m-instruct'\ndevices = ['cpu', 'cpu', 'cpu']";
+        assert_eq!(devices("", table, &[]), "cpu:0 cpu:1 cpu:2");
+        let table = format!("{one}\n{table}");
+        assert_eq!(devices("", &table, &[]), "cpu:0 cpu:1 cpu:2");
+        let table = format!("{cards}\n[[models]]\nmodel = 'smollm2-135m-instruct'\n{one}");
+        assert_eq!(devices("", &table, &[]), "cuda:3");
+        // Places are those of all devices together.
+        let config = resolve(
+            "--devices cpu,cpu,cpu --batch-size 4 --max-queued-requests 10",
+            "",
+            &[],
+        );
+        let engine = &config.unwrap().models[0].engine;
+        assert_eq!((engine.max_running_rows(), engine.max_rows()), (12, 22));
+    }
+
+    #[test]
     fn wrong_values_are_refused_with_their_origin_and_limit() {
         for (line, file, variables, expected) in [
             (
@@ -400,6 +448,41 @@ mod tests {
             ),
             ("--log-level a=b=c", "", vec![], "a log filter"),
             ("--device gpu", "", vec![], "cpu, cuda:N or metal:N"),
+            (
+                "--devices cpu,gpu",
+                "",
+                vec![],
+                "devices = \"cpu,gpu\" (from --devices) must be a list of cpu, cuda:N or metal:N",
+            ),
+            ("--devices cpu,", "", vec![], "must be a list of cpu"),
+            (
+                "",
+                "devices = ['cuda:0', 'cpu', 'cuda:0']",
+                vec![],
+                "devices = \"cuda:0,cpu,cuda:0\" (in the configuration file) must be a list that names \
+                 cuda:0 once",
+            ),
+            (
+                "",
+                "devices = ['cuda', 'cuda:0']",
+                vec![],
+                "names cuda:0 once",
+            ),
+            (
+                "",
+                "",
+                vec![(
+                    "GIRANDOLE_DEVICES",
+                    "cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu",
+                )],
+                "(from GIRANDOLE_DEVICES) must be a list of at most 16 devices",
+            ),
+            (
+                "--device cpu --devices cpu,cpu",
+                "",
+                vec![],
+                "devices = \"cpu,cpu\" (from --devices) must be given without device",
+            ),
             ("--dtype f64", "", vec![], "one of auto, f32, f16, bf16"),
             ("--allow-unauthenticated=maybe", "", vec![], "true or false"),
             (

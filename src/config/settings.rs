@@ -110,6 +110,9 @@ pub(super) const SETTINGS: &[Setting] = &[
          layout), hf:OWNER/REPO[@REV][:FILE.gguf] or \
          scripted:FILE; repeat for several").many(),
     one(MODELS, "device", "cpu|cuda:N|metal:N", "cpu", "Where the model runs").per_model(),
+    one(MODELS, "devices", "DEVICE,DEVICE...", "",
+        "Several devices, each with the whole model and an engine of its own, behind one queue; instead of device. \
+         cpu may stand there more than once: each gets its share of compute_threads").many().per_model(),
     one(MODELS, "dtype", "auto|f32|f16|bf16", "auto",
         "Type of weights that are not quantised; auto: as in the file").per_model(),
     one(MODELS, "kv_dtype", "auto|f32|f16|bf16", "auto",

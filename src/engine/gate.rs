@@ -236,6 +236,7 @@ mod tests {
 
     fn fair_gate(batch_size: u32, max_queued_requests: u32, fairness: Fairness) -> Arc<Gate> {
         Arc::new(Gate::new(&EngineConfig {
+            devices: 1,
             scheduler: SchedulerConfig {
                 batch_size,
                 max_queue_delay: Duration::ZERO,

@@ -1,9 +1,10 @@
-//! The async side's end of an engine.
+//! The async side's end of a model's engines.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use super::desk::Desk;
 use super::gate::{Gate, Permit};
 use super::mailbox::{CancelKind, Delivery, Mailbox};
 use super::open_log::OpenLog;
@@ -11,13 +12,16 @@ use super::{EngineConfig, EngineState, Observer, Reject, Snapshot, Submission};
 use crate::job::{RequestId, UserId};
 use crate::time::{Clock, Time};
 
-/// What the engine's thread and its handles share.
+/// What the engines' threads and their handles share.
 pub(super) struct Shared {
     pub(super) model: String,
+    devices: Vec<Arc<str>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) gate: Arc<Gate>,
     pub(super) mailbox: Mailbox,
+    /// Of the engines among themselves. Locked before the mailbox, where both are.
+    desk: Mutex<Desk>,
     state: watch::Sender<EngineState>,
     snapshot: Mutex<Snapshot>,
 }
@@ -26,17 +30,22 @@ impl Shared {
     pub(super) fn new(
         model: &str,
         config: &EngineConfig,
+        devices: &[Arc<str>],
         clock: Arc<dyn Clock>,
         observer: Arc<dyn Observer>,
     ) -> Self {
+        debug_assert_eq!(config.devices as usize, devices.len());
+        let desk = Desk::new(config, devices);
         Shared {
+            snapshot: Mutex::new(desk.snapshot(clock.now())),
+            desk: Mutex::new(desk),
             model: model.to_owned(),
+            devices: devices.to_vec(),
             clock,
             observer,
             gate: Arc::new(Gate::new(config)),
             mailbox: Mailbox::default(),
             state: watch::Sender::new(EngineState::Loading),
-            snapshot: Mutex::default(),
         }
     }
 
@@ -49,6 +58,11 @@ impl Shared {
             }
             forward
         });
+    }
+
+    /// What a panic leaves behind is used all the same: each request in it is whole.
+    pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn publish(&self, snapshot: Snapshot) {
@@ -68,14 +82,14 @@ fn stage(state: &EngineState) -> u8 {
     }
 }
 
-/// The async side's end of an engine. Cheap to clone. When the last one is dropped, the engine
-/// finishes what it has and ends.
+/// The async side's end of a model's engines. Cheap to clone. When the last one is dropped, they finish what
+/// they have and end.
 #[derive(Clone)]
 pub struct EngineHandle {
     owner: Arc<Owner>,
 }
 
-/// Lets the engine go when nobody can send it anything any more.
+/// Lets the engines go when nobody can send them anything any more.
 struct Owner {
     shared: Arc<Shared>,
 }
@@ -102,7 +116,12 @@ impl EngineHandle {
         &self.shared().model
     }
 
-    /// Where the engine is in its life.
+    /// What the devices are called.
+    pub fn devices(&self) -> &[Arc<str>] {
+        &self.shared().devices
+    }
+
+    /// Where the engines are in their life: ready from when all have their model for as long as one lives.
     pub fn state(&self) -> EngineState {
         self.shared().state.borrow().clone()
     }
@@ -197,13 +216,13 @@ impl EngineHandle {
         self.shared().mailbox.drain(deadline);
     }
 
-    /// Returns when the engine's thread has let its model go, drained or failed.
+    /// Returns when the engines' threads have let their models go, drained or failed.
     pub async fn until_stopped(&self) {
         self.until(|state| matches!(state, EngineState::Stopped | EngineState::Failed(_)))
             .await;
     }
 
-    /// How it is doing.
+    /// How they are doing.
     pub fn snapshot(&self) -> Snapshot {
         let snapshot = &self.shared().snapshot;
         snapshot

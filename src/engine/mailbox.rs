@@ -1,7 +1,8 @@
-//! The way from the async side to the engine's thread: submissions, cancels and the order to drain.
+//! The way from the async side to the engines' threads: submissions, cancels and the order to drain. The first
+//! engine to look takes what is there; the others are woken all the same, since some of it may fall to them.
 //!
 //! Everything in it belongs to a live request, and live requests are bounded by their permits
-//! (`batch_size + max_queued_requests`); so nothing can be lost for want of room, a cancel least of
+//! (`devices * batch_size + max_queued_requests`); so nothing can be lost for want of room, a cancel least of
 //! all, and nothing can pile up.
 
 use std::collections::HashMap;
@@ -35,13 +36,15 @@ pub(super) enum CancelKind {
     Abandoned,
 }
 
-/// What has arrived since the engine last looked.
+/// What has arrived since somebody last looked.
 #[derive(Default)]
 pub(super) struct Mail {
     pub(super) submissions: Vec<Delivery>,
     pub(super) cancels: Vec<(RequestId, CancelKind)>,
     /// From now on nothing new is taken; what is left at this time is ended.
     pub(super) drain: Option<Time>,
+    /// How often there has been news: who has seen as much need not look again.
+    pub(super) news: u64,
 }
 
 #[derive(Default)]
@@ -50,7 +53,6 @@ struct State {
     /// Submitted and not yet ended, and whether a cancel for it is under way.
     live: HashMap<RequestId, bool>,
     refusal: Option<Reject>,
-    has_news: bool,
 }
 
 #[derive(Default)]
@@ -98,17 +100,28 @@ impl Mailbox {
         let mut state = self.lock();
         state.refusal = Some(refusal);
         state.live.clear();
-        std::mem::take(&mut state.mail)
+        let rest = Mail {
+            news: state.mail.news,
+            ..Mail::default()
+        };
+        std::mem::replace(&mut state.mail, rest)
     }
 
     /// What has arrived. The order to drain stays.
     pub(super) fn take(&self) -> Mail {
         let mut state = self.lock();
-        state.has_news = false;
-        let drain = state.mail.drain;
-        let mail = std::mem::take(&mut state.mail);
-        state.mail.drain = drain;
-        mail
+        let Mail { drain, news, .. } = state.mail;
+        let rest = Mail {
+            drain,
+            news,
+            ..Mail::default()
+        };
+        std::mem::replace(&mut state.mail, rest)
+    }
+
+    /// Wakes every engine that sleeps: there is news elsewhere than here.
+    pub(super) fn wake(&self) {
+        self.ring(self.lock());
     }
 
     /// A request has ended: cancels for it mean nothing any more.
@@ -116,10 +129,10 @@ impl Mailbox {
         self.lock().live.remove(&id);
     }
 
-    /// Returns when something has arrived or `timeout` has passed.
-    pub(super) fn wait(&self, timeout: Option<Duration>) {
+    /// Returns when there is news beyond what has been `seen` or `timeout` has passed.
+    pub(super) fn wait(&self, seen: u64, timeout: Option<Duration>) {
         let state = self.lock();
-        let quiet = |state: &mut State| !state.has_news;
+        let quiet = |state: &mut State| state.mail.news == seen;
         match timeout {
             None => drop(self.arrived.wait_while(state, quiet)),
             Some(timeout) => drop(self.arrived.wait_timeout_while(state, timeout, quiet)),
@@ -131,8 +144,8 @@ impl Mailbox {
     }
 
     fn ring(&self, mut state: MutexGuard<'_, State>) {
-        state.has_news = true;
+        state.mail.news += 1;
         drop(state);
-        self.arrived.notify_one();
+        self.arrived.notify_all();
     }
 }

@@ -1,9 +1,12 @@
-//! One thread owns one device: scheduler, model and the running requests' logs.
+//! One thread owns one device and the model on it.
 //!
-//! The async side holds an [`EngineHandle`] and only sends commands. [`turn`] is one lap of the
-//! engine, told the time; [`thread`] gives it real time and sleeps when nothing is due. Nothing here
+//! The async side holds an [`EngineHandle`] and only sends commands. [`turn`] is one lap of an
+//! engine, told the time; [`thread`] gives it real time and sleeps when nothing is due. Several devices may serve one
+//! model: an engine each, which share the scheduler and the requests ([`desk`]) and nothing else. Nothing here
 //! knows HTTP or a tensor.
 
+mod desk;
+mod ending;
 mod gate;
 mod handle;
 mod mailbox;
@@ -15,7 +18,7 @@ pub mod turn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::batch::{FinishReason, Phase, Usage};
+use crate::batch::{DeviceNumber, FinishReason, Phase, Usage};
 use crate::events::{EventSink, FailureKind};
 use crate::job::{Job, Priority, RequestId};
 use crate::model::CacheReport;
@@ -24,15 +27,17 @@ use crate::time::Time;
 
 pub use gate::Permit;
 pub use handle::EngineHandle;
-pub use thread::spawn;
+pub use thread::{Build, DeviceEngine, spawn, spawn_on_devices};
 
 /// An engine's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
+    /// Devices that serve the model, one engine on each. At least 1.
+    pub devices: u32,
     /// The scheduler's.
     pub scheduler: SchedulerConfig,
-    /// Rows that may wait beyond those that fit the batch: `batch_size + max_queued_requests` rows
-    /// may be in the engine at once. A request with several rows counts as so many.
+    /// Rows that may wait beyond those that fit the batches: `devices * batch_size + max_queued_requests` rows
+    /// may be in the engines at once. A request with several rows counts as so many.
     pub max_queued_requests: u32,
     /// Prompt tokens of all requests in the engine.
     pub max_queued_tokens: u64,
@@ -41,10 +46,14 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// Rows that may be in the engine at once, waiting or running.
+    /// Rows that may run at once, on all devices.
+    pub fn max_running_rows(&self) -> u32 {
+        self.scheduler.batch_size.saturating_mul(self.devices)
+    }
+
+    /// Rows that may be in the engines at once, waiting or running.
     pub fn max_rows(&self) -> u32 {
-        self.scheduler
-            .batch_size
+        self.max_running_rows()
             .saturating_add(self.max_queued_requests)
     }
 
@@ -52,7 +61,7 @@ impl EngineConfig {
     pub fn max_rows_per_user(&self) -> u32 {
         let fairness = &self.scheduler.fairness;
         let may_run = fairness.max_running_per_user;
-        let may_run = may_run.unwrap_or(self.scheduler.batch_size);
+        let may_run = may_run.unwrap_or(self.max_running_rows());
         let of_user = fairness
             .max_waiting_per_user
             .map_or(u32::MAX, |waiting| may_run.saturating_add(waiting));
@@ -60,10 +69,11 @@ impl EngineConfig {
     }
 }
 
-/// Where an engine is in its life.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where an engine is in its life, or all engines of a model together: these are ready while one is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum EngineState {
     /// The model is being built.
+    #[default]
     Loading,
     /// It takes requests.
     Ready,
@@ -121,7 +131,7 @@ pub struct Submission {
     pub priority: Priority,
 }
 
-/// How an engine is doing, as of its last step.
+/// How the engines of a model are doing, as of their last steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// Requests that wait.
@@ -144,6 +154,27 @@ pub struct Snapshot {
     pub queued_tokens: u64,
     /// When a request that came now would start, if that can be told.
     pub eta: Option<Duration>,
+    /// Each device, by its number.
+    pub devices: Vec<DeviceSnapshot>,
+}
+
+/// How one device is doing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeviceSnapshot {
+    /// What it is called.
+    pub name: Arc<str>,
+    /// Where its engine is in its life.
+    pub state: EngineState,
+    /// Rows that run.
+    pub running_rows: u32,
+    /// Rows that may run at once.
+    pub slots: u32,
+    /// Memory units in use.
+    pub memory_units_used: u32,
+    /// Memory units in all.
+    pub memory_units_total: u32,
+    /// How its prefix cache stands.
+    pub cache: CacheReport,
 }
 
 /// Told what an engine does; the service's metrics. Called on the engine's thread: be quick.
@@ -152,8 +183,8 @@ pub trait Observer: Send + Sync {
     fn rejected(&self, _model: &str, _reject: &Reject) {}
     /// A request's first row started after waiting this long.
     fn started(&self, _model: &str, _queued: Duration, _prompt_tokens: u32, _cached_tokens: u32) {}
-    /// A forward pass has ended.
-    fn step(&self, _model: &str, _step: &StepReport) {}
+    /// A forward pass has ended on this device.
+    fn step(&self, _model: &str, _device: DeviceNumber, _step: &StepReport) {}
     /// Memory ran out in so many passes, one after the other, each smaller than the one before.
     fn out_of_memory(&self, _model: &str, _failed_passes: u64) {}
     /// A row's first token came this long after the request was submitted.

@@ -52,7 +52,7 @@ impl Card {
         };
         let memory = device.memory_info().ok();
         let clocks = |clock: Clock| {
-            let now = device.clock_info(clock.clone()).ok()?;
+            let now = device.clock_info(clock).ok()?;
             Some((now, device.max_clock_info(clock).ok()?))
         };
         Some(Card {

@@ -14,7 +14,7 @@ pub mod text;
 
 use std::sync::Arc;
 
-use crate::batch::{BatchKey, Capacity, PlannedRow, RowCost, RowOutcome, Slot};
+use crate::batch::{BatchKey, Capacity, PlannedRow, Prefix, RowCost, RowOutcome, Slot};
 use crate::job::Job;
 
 /// A model, as the engine sees it.
@@ -35,6 +35,12 @@ pub trait Model {
 
     /// What one row of this job needs.
     fn cost(&self, job: &Job) -> RowCost;
+
+    /// What the prompt of this job's rows begins with, as far as the prefix cache keeps such beginnings. Asked only
+    /// where several devices serve the model.
+    fn prefix(&self, _job: &Job) -> Prefix {
+        Prefix::default()
+    }
 
     /// Reserves `slot` for answer number `choice` of `job`.
     ///

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::places::forecast_newcomer;
 use super::{Batching, Scheduler};
-use crate::batch::Slot;
+use crate::batch::{DeviceNumber, Slot};
 use crate::time::Time;
 
 /// Of those who have not come yet, so many are reckoned with at most.
@@ -25,15 +24,16 @@ impl Endings {
 }
 
 impl Scheduler {
-    /// When running rows should have ended, if rows keep coming as they lately did. A sweep over the
-    /// queue and some newcomers, as far as they matter by then: for passes that take milliseconds.
-    pub fn endings(&self, now: Time) -> Endings {
+    /// When the rows running on a device should have ended, if rows keep coming as they lately did. A sweep over
+    /// the queue and some newcomers, as far as they matter by then: for passes that take milliseconds.
+    pub fn endings(&self, now: Time, device: DeviceNumber) -> Endings {
+        let number = device.index();
         let mut forecast = self.new_forecast(now);
         for (_, waiting) in self.waiting.in_turn(now) {
-            if !forecast.is_anybody_running() {
+            if !forecast.is_anybody_running(number) {
                 break;
             }
-            forecast.push(forecast_newcomer(&self.costs, waiting.key, &waiting.cost));
+            self.push_row(&mut forecast, waiting.key, &waiting.cost);
         }
         let newcomers = match self.config.batching {
             Batching::Continuous => MAX_NEWCOMERS,
@@ -41,15 +41,15 @@ impl Scheduler {
         };
         for (after, key, cost) in self.arrivals.expected(now).take(newcomers) {
             forecast.pass_time(after.as_secs_f64());
-            if !forecast.is_anybody_running() {
+            if !forecast.is_anybody_running(number) {
                 break;
             }
-            forecast.push(forecast_newcomer(&self.costs, key, cost));
+            self.push_row(&mut forecast, key, cost);
         }
-        forecast.run_out();
-        let mut after = vec![None; self.running.len()];
-        let slots = self.running_rows_with_slot().map(|(slot, _)| slot);
-        for (slot, end) in slots.zip(forecast.running_ends()) {
+        let own = &self.devices[number];
+        let mut after = vec![None; own.ledger.total().slots as usize];
+        let slots = own.running_rows_with_slot().map(|(slot, _)| slot);
+        for (slot, end) in slots.zip(forecast.running_ends(number)) {
             after[slot.index()] = end;
         }
         Endings { after }

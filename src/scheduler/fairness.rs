@@ -230,22 +230,25 @@ impl FairOrder {
     }
 
     /// Every waiting row in the order in which they would be admitted if nobody else came: its request, its claim,
-    /// and whether it is the request's first.
-    pub(crate) fn rows<'a, F>(&'a self, of: F) -> RowsInTurn<'a, F>
+    /// and whether it is the request's first. A user that may not have the row is left out from then on.
+    pub(crate) fn rows<'a, F, M>(&'a self, of: F, user_may: M) -> RowsInTurn<'a, F, M>
     where
         F: Fn(Ticket) -> RowsAndWork,
+        M: Fn(UserId) -> bool,
     {
         let mut lines = Vec::with_capacity(self.turns.len());
         let mut heap = BinaryHeap::with_capacity(self.turns.len());
         for (claim, user) in &self.turns {
             heap.push(Reverse((*claim, lines.len())));
             lines.push(LineInTurn {
+                user: *user,
                 requests: self.lines[user].requests.iter(),
                 current: None,
             });
         }
         RowsInTurn {
             of,
+            user_may,
             lines,
             heap,
             next_number: self.next_number,
@@ -254,14 +257,16 @@ impl FairOrder {
 }
 
 struct LineInTurn<'a> {
+    user: UserId,
     requests: btree_set::Iter<'a, Ticket>,
     /// The request that it is at, with what is left of it.
     current: Option<(Ticket, RowsAndWork)>,
 }
 
 /// See [`FairOrder::rows`].
-pub(crate) struct RowsInTurn<'a, F> {
+pub(crate) struct RowsInTurn<'a, F, M> {
     of: F,
+    user_may: M,
     lines: Vec<LineInTurn<'a>>,
     heap: BinaryHeap<Reverse<(Claim, usize)>>,
     next_number: u64,
@@ -276,11 +281,20 @@ pub(crate) struct RowInTurn {
     pub(crate) claim: Claim,
 }
 
-impl<F: Fn(Ticket) -> RowsAndWork> Iterator for RowsInTurn<'_, F> {
+impl<F, M> Iterator for RowsInTurn<'_, F, M>
+where
+    F: Fn(Ticket) -> RowsAndWork,
+    M: Fn(UserId) -> bool,
+{
     type Item = RowInTurn;
 
     fn next(&mut self) -> Option<RowInTurn> {
-        let Reverse((claim, index)) = self.heap.pop()?;
+        let (claim, index) = loop {
+            let Reverse((claim, index)) = self.heap.pop()?;
+            if (self.user_may)(self.lines[index].user) {
+                break (claim, index);
+            }
+        };
         let line = &mut self.lines[index];
         let mut is_first = false;
         let (ticket, (rows, work)) = match line.current.take() {
@@ -407,7 +421,11 @@ mod tests {
             let (user, work) = (ticket * 7 % 5, 1 + ticket * 3 % 11);
             case.push(user, ticket, work);
             let of = |ticket: Ticket| (1, case.waiting[&ticket].work);
-            let rows: Vec<Ticket> = case.order.rows(of).map(|row| row.ticket).collect();
+            let rows: Vec<Ticket> = case
+                .order
+                .rows(of, |_| true)
+                .map(|row| row.ticket)
+                .collect();
             let is_last = case.order.is_last(UserId(user), of);
             assert!(
                 !is_last || rows.last() == Some(&ticket),
@@ -418,7 +436,11 @@ mod tests {
             }
         }
         let of = |ticket: Ticket| (1, case.waiting[&ticket].work);
-        let told: Vec<Ticket> = case.order.rows(of).map(|row| row.ticket).collect();
+        let told: Vec<Ticket> = case
+            .order
+            .rows(of, |_| true)
+            .map(|row| row.ticket)
+            .collect();
         let came: Vec<Ticket> = std::iter::from_fn(|| case.take())
             .map(|asked| asked.ticket)
             .collect();
@@ -430,7 +452,7 @@ mod tests {
         let mut order = FairOrder::default();
         order.push(UserId(1), 0, (3, 10));
         order.push(UserId(2), 1, (1, 10));
-        let rows = order.rows(|ticket| (if ticket == 0 { 3 } else { 1 }, 10));
+        let rows = order.rows(|ticket| (if ticket == 0 { 3 } else { 1 }, 10), |_| true);
         let rows: Vec<(Ticket, bool)> = rows.map(|row| (row.ticket, row.is_first)).collect();
         assert_eq!(rows, [(0, true), (1, true), (0, false), (0, false)]);
     }

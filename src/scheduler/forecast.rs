@@ -126,6 +126,25 @@ impl Forecast {
         self.outlook.free_slots > 0 && self.outlook.free_memory_units >= cost.memory_units
     }
 
+    /// The time at which the sweep stands, if that can be told.
+    pub(crate) fn now(&self) -> Option<Time> {
+        self.time(self.seconds)
+    }
+
+    /// Slots that are free where it stands.
+    pub(crate) fn free_slots(&self) -> u32 {
+        self.outlook.free_slots
+    }
+
+    /// When everybody in the sweep will have ended.
+    pub(crate) fn end(&self) -> Option<Time> {
+        let seconds = match self.is_over() {
+            true => self.seconds?,
+            false => self.seconds_at(self.last_end)? + self.finish_seconds,
+        };
+        self.time(Some(seconds))
+    }
+
     /// Whether a row that ran at the beginning still does where the sweep stands.
     pub(crate) fn is_anybody_running(&self) -> bool {
         self.running > 0

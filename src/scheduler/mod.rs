@@ -4,16 +4,23 @@
 //! chunks, iterate, and end. The cycle is [`schedule`](Scheduler::schedule), one forward pass by
 //! somebody else, [`update`](Scheduler::update). No threads, clock, channels, tensors or logging here.
 //!
-//! Three decisions are made, each in one place: who may join and how much time `Begin` work may take
-//! in a pass ([`policy`]), and which group of rows that can share a pass has the next one ([`turns`]).
+//! Several devices may serve one queue: each has a cycle of its own, and takes rows when it has room for them. One
+//! device is the rule, and several are that rule repeated ([`device`]).
+//!
+//! Four decisions are made, each in one place: who may join and how much time `Begin` work may take
+//! in a pass ([`policy`]), which group of rows that can share a pass has the next one ([`turns`]), and of several
+//! devices which should have a row ([`placement`]).
 
 mod arrivals;
 mod capacity;
 mod cost;
+mod device;
 mod endings;
 mod fairness;
 mod forecast;
+mod forecasts;
 mod overtakers;
+mod placement;
 mod places;
 mod policy;
 mod queue;
@@ -25,20 +32,18 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::batch::{
-    Admission, BatchKey, Capacity, Expired, Phase, PlannedRow, RowCost, Slot, StepPlan,
+    Admission, BatchKey, Capacity, DeviceNumber, Expired, PlannedRow, Prefix, RowCost, Slot,
+    StepPlan,
 };
-use crate::job::{Priority, RequestId, RowId, UserId};
+use crate::job::{Priority, RequestId, UserId};
 use crate::time::Time;
 
 use arrivals::Arrivals;
-use capacity::Ledger;
-use cost::{CostModel, Load};
-use forecast::Forecast;
+use device::Device;
+use forecasts::Forecasts;
 use policy::Joiners;
 use queue::{Ticket, Waiting, WaitingQueue};
-use room::{Member, Room, Work};
 use running::Running;
-use turns::{Group, Turns};
 
 pub use cost::MAX_BEGIN_WORK;
 pub use endings::Endings;
@@ -56,7 +61,7 @@ pub enum Batching {
 /// The scheduler's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchedulerConfig {
-    /// Rows that may run at once. At least 1.
+    /// Rows that may run at once on each device. At least 1.
     pub batch_size: u32,
     /// How long the oldest waiting row may be kept waiting for an idle engine's batch to fill.
     pub max_queue_delay: Duration,
@@ -74,7 +79,7 @@ pub struct SchedulerConfig {
 pub struct Fairness {
     /// Rows of one user that may wait beyond those that may run; `None` for no limit of their own.
     pub max_waiting_per_user: Option<u32>,
-    /// Rows of one user that may run at once; `None` for no limit of their own. At least 1.
+    /// Rows of one user that may run at once, on all devices; `None` for no limit of their own. At least 1.
     pub max_running_per_user: Option<u32>,
     /// A class of priority in which somebody has waited so long takes turns with more urgent ones.
     pub priority_ageing: Duration,
@@ -106,7 +111,7 @@ pub struct Entry {
     pub rows: u32,
     /// The key of its rows' first pass.
     pub key: BatchKey,
-    /// What each row needs. It fits an empty engine.
+    /// What each row needs. It fits some device while it is empty.
     pub cost: RowCost,
     /// When it is given up.
     pub deadline: Option<Time>,
@@ -121,90 +126,72 @@ pub struct RowResult {
     pub next: Option<BatchKey>,
 }
 
-/// The pass under way.
-#[derive(Clone, Copy, Debug)]
-struct Pass {
-    started: Time,
-    rows: usize,
-    load: Load,
-}
-
 /// The state machine.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
     waiting: WaitingQueue,
-    /// By slot.
-    running: Vec<Option<Running>>,
-    /// Running rows of each user that has some.
+    devices: Vec<Device>,
+    /// Running rows of each user that has some, on all devices.
     running_of: HashMap<UserId, u32>,
-    ledger: Ledger,
-    /// Units of `Iterate` work that a pass may have; `u32::MAX` for any.
-    pass_work: u32,
-    /// What passes may have since memory ran out in one.
-    room: Room,
-    /// The work of the pass under way as it was planned, if memory ran out in it.
-    too_large: Option<Work>,
-    /// Number of the last part in a pass that only began rows while these could not share one with others.
-    last_apart: u64,
-    costs: CostModel,
-    forecast: Option<Forecast>,
+    forecast: Option<Forecasts>,
     /// When a user who has none here would start, as of the last survey or arrival.
     newcomer_start: Option<Time>,
-    pass: Option<Pass>,
-    turns: Turns,
     arrivals: Arrivals,
-    step: u64,
-    /// Parts of rows in passes so far.
-    parts: u64,
-    next_ticket: u64,
 }
 
 impl Scheduler {
-    /// An idle scheduler for a model of this capacity.
+    /// An idle scheduler for one device, with a model of this capacity on it.
     pub fn new(config: SchedulerConfig, capacity: Capacity) -> Self {
-        let capacity = Capacity {
-            slots: capacity.slots.min(config.batch_size),
-            ..capacity
-        };
+        let mut scheduler = Scheduler::with_devices(config, 1);
+        scheduler.open(DeviceNumber(0), capacity, u32::MAX);
+        scheduler
+    }
+
+    /// An idle scheduler for so many devices, each of which takes rows when it has been opened.
+    pub fn with_devices(config: SchedulerConfig, devices: u32) -> Self {
         Scheduler {
             waiting: WaitingQueue::new(
                 config.fairness.priority_ageing,
                 config.fairness.max_remembered_users,
             ),
             config,
-            running: (0..capacity.slots).map(|_| None).collect(),
+            devices: (0..devices).map(|_| Device::closed()).collect(),
             running_of: HashMap::new(),
-            ledger: Ledger::new(capacity),
-            pass_work: u32::MAX,
-            room: Room::default(),
-            too_large: None,
-            last_apart: 0,
-            costs: CostModel::default(),
             forecast: None,
             newcomer_start: None,
-            pass: None,
-            turns: Turns::default(),
             arrivals: Arrivals::default(),
-            step: 0,
-            parts: 0,
-            next_ticket: 0,
         }
-    }
-
-    /// The same, whose passes have at most so many units of `Iterate` work, or a single row: rows beyond take
-    /// turns.
-    #[must_use]
-    pub fn with_pass_work(mut self, units: u32) -> Self {
-        self.pass_work = units;
-        self
     }
 
     // Getters.
 
-    /// Rows and memory that may be in use at once.
+    /// Rows and memory that may be in use at once, on all open devices together.
     pub fn capacity(&self) -> Capacity {
-        self.ledger.total()
+        let open = self.open_devices().map(|(_, device)| device.ledger.total());
+        open.fold(
+            Capacity {
+                slots: 0,
+                memory_units: 0,
+            },
+            |sum, device| Capacity {
+                slots: sum.slots.saturating_add(device.slots),
+                memory_units: sum.memory_units.saturating_add(device.memory_units),
+            },
+        )
+    }
+
+    /// The same of one device; nothing while it is closed.
+    pub fn capacity_of(&self, device: DeviceNumber) -> Capacity {
+        self.devices[device.index()].ledger.total()
+    }
+
+    /// Memory that one row may take at most.
+    pub fn max_row_memory_units(&self) -> u32 {
+        let open = self.open_devices().map(|(_, device)| device.ledger.total());
+        open.map(|capacity| capacity.memory_units)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Requests that wait, wholly or with some of their rows.
@@ -222,20 +209,66 @@ impl Scheduler {
         self.waiting.rows()
     }
 
-    /// Rows that have a slot.
+    /// Rows that have a slot, on all devices.
     pub fn running_rows(&self) -> u32 {
-        self.ledger.slots_used()
+        self.devices.iter().map(Device::slots_used).sum()
     }
 
-    /// Memory units reserved.
+    /// The same of one device.
+    pub fn running_rows_on(&self, device: DeviceNumber) -> u32 {
+        self.devices[device.index()].slots_used()
+    }
+
+    /// Memory units reserved, on all devices.
     pub fn memory_units_used(&self) -> u32 {
-        self.ledger.memory_units_used()
+        let used = self.devices.iter();
+        used.map(|device| device.ledger.memory_units_used()).sum()
+    }
+
+    /// The same of one device.
+    pub fn memory_units_used_on(&self, device: DeviceNumber) -> u32 {
+        self.devices[device.index()].ledger.memory_units_used()
     }
 
     // Commands.
 
+    /// A device takes rows from now on: a model of this capacity is on it, whose passes have at most so many units
+    /// of `Iterate` work, or a single row: rows beyond take turns.
+    pub fn open(&mut self, device: DeviceNumber, capacity: Capacity, pass_work: u32) {
+        let capacity = Capacity {
+            slots: capacity.slots.min(self.config.batch_size),
+            ..capacity
+        };
+        self.devices[device.index()] = Device::new(capacity, pass_work);
+        self.forecast = None;
+    }
+
+    /// A device takes nothing any more; its rows are out. Returns the requests that some of them belonged to, whose
+    /// other rows are left as they are, and those that wait for more memory than any other device has.
+    pub fn close(&mut self, device: DeviceNumber) -> Vec<RequestId> {
+        let rows = self.devices[device.index()].running_rows_with_slot();
+        let rows: Vec<(Slot, RequestId)> =
+            rows.map(|(slot, row)| (slot, row.row.request)).collect();
+        let mut requests: Vec<RequestId> = rows.iter().map(|(_, request)| *request).collect();
+        for (slot, _) in rows {
+            self.release(device.index(), slot);
+        }
+        self.devices[device.index()] = Device::closed();
+        self.forecast = None;
+        requests.extend(self.waiting.larger_than(self.max_row_memory_units()));
+        requests.sort_unstable();
+        requests.dedup();
+        requests
+    }
+
     /// Puts a request into the queue, behind its user's others, and tells its place there.
     pub fn add(&mut self, now: Time, entry: Entry) -> Place {
+        self.add_with_prefix(now, entry, Prefix::default())
+    }
+
+    /// The same of a request whose prompt begins with `prefix`: of several devices, one that has computed it should
+    /// have it.
+    pub fn add_with_prefix(&mut self, now: Time, entry: Entry, prefix: Prefix) -> Place {
         let entry = Entry {
             cost: RowCost {
                 begin_work: entry.cost.begin_work.max(1),
@@ -244,7 +277,7 @@ impl Scheduler {
             },
             ..entry
         };
-        let place = self.place(now, Waiting::new(now, &entry));
+        let place = self.place(now, Waiting::new(now, &entry, prefix));
         self.arrivals.note(now, &entry);
         place
     }
@@ -252,125 +285,80 @@ impl Scheduler {
     /// Takes every row of a request out, waiting or running.
     pub fn cancel(&mut self, request: RequestId) {
         self.waiting.remove(request);
-        let slots: Vec<Slot> = self
-            .running_rows_with_slot()
-            .filter(|(_, running)| running.row.request == request)
-            .map(|(slot, _)| slot)
-            .collect();
-        for slot in slots {
-            self.release(slot);
+        for device in 0..self.devices.len() {
+            for slot in self.devices[device].slots_of(request) {
+                self.release(device, slot);
+            }
         }
     }
 
-    /// Decides the next step: who is given up, who joins, and what the pass does.
-    pub fn schedule(&mut self, now: Time) -> StepPlan {
-        self.step += 1;
+    /// Decides a device's next step: who is given up (there and anywhere else), who joins, and what the pass does.
+    pub fn schedule(&mut self, now: Time, device: DeviceNumber) -> StepPlan {
         let expired = self.expire(now);
-        let admit = self.admit(now);
-        let run = self.plan_pass(now);
-        self.too_large = None;
-        let begins = |planned: &PlannedRow| planned.phase == Phase::Begin;
-        if self.room.is_apart(now) && run.iter().all(begins) {
-            self.last_apart = self.parts + run.len() as u64;
-        }
-        let plan = StepPlan {
+        let admit = self.admit(now, device.index());
+        let run = self.devices[device.index()].plan(now, self.config.step_budget);
+        StepPlan {
             admit,
             run,
             expired,
-        };
-        self.pass = Some(Pass {
-            started: now,
-            rows: plan.run.len(),
-            load: self.load_of(&plan.run),
-        });
-        plan
+        }
     }
 
-    /// A row admitted by `plan` needs less `Begin` work than was said: `done` units were found done.
+    /// A row admitted by a device's `plan` needs less `Begin` work than was said: `done` units were found done.
     /// The last unit is never taken as done, since the row's first iteration starts from it.
-    pub fn begin_work_done(&mut self, plan: &mut StepPlan, slot: Slot, done: u32) {
-        let Some(row) = &mut self.running[slot.index()] else {
-            return;
-        };
-        row.begin_done = done.min(row.cost.begin_work - 1);
-        let left = row.begin_left();
-        for planned in plan.run.iter_mut().filter(|planned| planned.slot == slot) {
-            planned.work = planned.work.min(left);
-        }
-        let load = self.load_of(&plan.run);
-        if let Some(pass) = &mut self.pass {
-            pass.load = load;
-        }
+    pub fn begin_work_done(
+        &mut self,
+        device: DeviceNumber,
+        plan: &mut StepPlan,
+        slot: Slot,
+        done: u32,
+    ) {
+        self.devices[device.index()].begin_work_done(&mut plan.run, slot, done);
     }
 
-    /// Memory ran out in the pass of `run`, and nothing was done for its rows: a smaller one, to be run in its stead.
-    /// `None` if it cannot be smaller: one row that does the least it can. Those left out have their turn later.
-    pub fn shrink(&mut self, run: &[PlannedRow]) -> Option<Vec<PlannedRow>> {
-        self.too_large.get_or_insert_with(|| Work::of(run));
-        let mut members: Vec<_> = run
-            .iter()
-            .filter_map(|planned| {
-                let row = self.running[planned.slot.index()].as_ref()?;
-                let member = Member {
-                    planned: *planned,
-                    begins_whole: row.begins_whole(),
-                };
-                Some((row.stepper(), member))
-            })
-            .collect();
-        // `Begin` work stays in the order of the plan.
-        members.sort_by_key(|(stepper, member)| match member.planned.phase {
-            Phase::Begin => None,
-            Phase::Iterate | Phase::Finish => Some(*stepper),
-        });
-        let members: Vec<Member> = members.into_iter().map(|(_, member)| member).collect();
-        room::smaller(&members)
+    /// Memory ran out in a device's pass of `run`, and nothing was done for its rows: a smaller one, to be run in its
+    /// stead. `None` if it cannot be smaller: one row that does the least it can. Those left out have their turn later.
+    pub fn shrink(&mut self, device: DeviceNumber, run: &[PlannedRow]) -> Option<Vec<PlannedRow>> {
+        self.devices[device.index()].shrink(run)
     }
 
     /// Moves rows on after the pass that [`schedule`](Self::schedule) planned, or
-    /// [`shrink`](Self::shrink) made of it. `ran` is what was run; rows cancelled since then are passed over. A pass that failed is not reported.
-    pub fn update(&mut self, now: Time, ran: &[PlannedRow], results: &[RowResult]) {
-        let pass = self.pass.take();
-        match (self.too_large.take(), pass) {
-            // Its time was spent on more than what it did.
-            (Some(planned), _) => self.room.learn(now, planned, Work::of(ran)),
-            (None, Some(pass)) if pass.rows == ran.len() => {
-                self.costs.learn(&pass.load, now - pass.started);
-            }
-            (None, _) => {}
-        }
-        for planned in ran {
-            if let Some(row) = &mut self.running[planned.slot.index()] {
-                self.parts += 1;
-                row.advance(planned, self.parts);
-            }
-        }
-        for result in results {
-            let Some(row) = &mut self.running[result.slot.index()] else {
-                continue;
-            };
-            match result.next {
-                Some(key) => row.key = key,
-                None => {
-                    self.costs
-                        .learn_length(row.iterations, row.cost.max_iterations);
-                    self.release(result.slot);
-                }
-            }
+    /// [`shrink`](Self::shrink) made of it. `ran` is what was run; rows cancelled since then are passed over. A pass
+    /// that failed is not reported.
+    pub fn update(
+        &mut self,
+        now: Time,
+        device: DeviceNumber,
+        ran: &[PlannedRow],
+        results: &[RowResult],
+    ) {
+        for slot in self.devices[device.index()].update(now, ran, results) {
+            self.release(device.index(), slot);
         }
     }
 
     // Polls.
 
-    /// When [`schedule`](Self::schedule) has something to do again if nothing is added meanwhile.
-    /// A time in the past means at once, `None` never.
-    pub fn next_wakeup(&self) -> Option<Time> {
-        if self.running_rows() > 0 {
+    /// When [`schedule`](Self::schedule) has something to do again for a device if nothing is added, and no row ends
+    /// elsewhere, meanwhile. A time in the past means at once, `None` never.
+    pub fn next_wakeup(&self, device: DeviceNumber) -> Option<Time> {
+        let own = &self.devices[device.index()];
+        if !own.is_idle() {
             return Some(Time::ZERO);
         }
-        let release = policy::release_time(&self.config, self.capacity(), &self.waiting)?;
+        let release = match own.look_again_at {
+            Some(time) => time,
+            None => self.release_time(own)?,
+        };
         let deadline = self.waiting.next_deadline().unwrap_or(Time::FAR_FUTURE);
         Some(release.min(deadline))
+    }
+
+    /// Whether an idle device found none among the waiting rows that it may take: what ends elsewhere may be its
+    /// news.
+    pub fn is_anybody_stuck(&self) -> bool {
+        let mut open = self.open_devices();
+        open.any(|(_, device)| device.look_again_at.is_some())
     }
 
     // The parts of a step.
@@ -380,195 +368,114 @@ impl Scheduler {
         for waiting in self.waiting.expire(now) {
             expired.extend(waiting.row_ids().map(|row| Expired { row }));
         }
-        let late: Vec<(Slot, RowId)> = self
-            .running_rows_with_slot()
-            .filter(|(_, running)| running.deadline.is_some_and(|deadline| deadline <= now))
-            .map(|(slot, running)| (slot, running.row))
-            .collect();
-        for (slot, row) in late {
-            self.release(slot);
-            expired.push(Expired { row });
+        for device in 0..self.devices.len() {
+            for slot in self.devices[device].late(now) {
+                let row = self.release(device, slot);
+                expired.extend(row.map(|row| Expired { row: row.row }));
+            }
         }
         expired
     }
 
-    fn admit(&mut self, now: Time) -> Vec<Admission> {
-        let idle = self.running_rows() == 0;
-        let key = match policy::joiners(&self.config, self.capacity(), now, &self.waiting, idle) {
-            Joiners::Nobody => return Vec::new(),
-            Joiners::Anybody => None,
-            Joiners::Only(key) => Some(key),
-        };
-        let mut admitted = Vec::new();
-        while let Some((place, first)) = self.next_in_turn(now, key) {
-            let (user, key, cost, deadline) = (first.user, first.key, first.cost, first.deadline);
-            let Some(slot) = self.ledger.reserve(cost.memory_units) else {
-                break;
-            };
-            let row = self.waiting.take_row(place);
-            *self.running_of.entry(user).or_default() += 1;
-            self.next_ticket += 1;
-            self.running[slot.index()] = Some(Running {
-                row,
-                user,
-                ticket: self.next_ticket,
-                key,
-                cost,
-                deadline,
-                phase: Phase::Begin,
-                begin_done: 0,
-                iterations: 0,
-                last_part: 0,
-            });
-            admitted.push(Admission { row, slot });
+    fn admit(&mut self, now: Time, device: usize) -> Vec<Admission> {
+        self.devices[device].look_again_at = None;
+        let admitted = self.admit_rows(now, device);
+        let own = &self.devices[device];
+        // Of several: somebody waits who may not run beside those elsewhere, or is left to another. Whoever ends a
+        // row wakes those that are stuck, so to look again is the last resort.
+        if own.is_idle() && self.release_time(own).is_some_and(|release| release <= now) {
+            self.devices[device].look_again_at = Some(now + self.config.step_budget);
         }
         admitted
     }
 
-    /// The pass of the group whose turn it is.
-    fn plan_pass(&mut self, now: Time) -> Vec<PlannedRow> {
-        let rows = self.running.iter().flatten();
-        let groups = rows.map(|row| (row.group(), row.ticket));
-        match self.turns.next(self.step, groups) {
-            None => Vec::new(),
-            Some(Group::Finishing) => self.plan_finish(),
-            Some(Group::Stepping(key)) => self.plan_steps(now, key),
-        }
-    }
-
-    /// Of rows that finish, the first admitted has a pass to itself.
-    fn plan_finish(&self) -> Vec<PlannedRow> {
-        let finishing = self
-            .running_rows_with_slot()
-            .filter(|(_, row)| row.phase == Phase::Finish);
-        let first = finishing.min_by_key(|(_, row)| row.ticket);
-        first.map(planned).into_iter().collect()
-    }
-
-    /// Iterating rows all take part, or as many as a pass may have; `Begin` work, first admitted first, fills the time that they leave.
-    fn plan_steps(&self, now: Time, key: BatchKey) -> Vec<PlannedRow> {
-        let of_phase = |phase| {
-            self.running_rows_with_slot()
-                .filter(move |(_, row)| row.key == key && row.phase == phase)
+    fn admit_rows(&mut self, now: Time, device: usize) -> Vec<Admission> {
+        let key = match self.joiners(now, device) {
+            Joiners::Nobody => return Vec::new(),
+            Joiners::Anybody => None,
+            Joiners::Only(key) => Some(key),
         };
-        let beginners: Vec<_> = of_phase(Phase::Begin).collect();
-        if self.room.is_apart(now) && !beginners.is_empty() {
-            let last = of_phase(Phase::Iterate).map(|(_, row)| row.last_part).max();
-            if last.is_none_or(|last| last > self.last_apart) {
-                let mut run = Vec::new();
-                self.plan_begin_work(beginners, self.room.begin_work(now), &mut run);
-                return run;
-            }
+        if self.open_devices().nth(1).is_some() {
+            return self.admit_share(now, device, key);
         }
-        let iterating = of_phase(Phase::Iterate);
-        let mut run: Vec<PlannedRow> = match self.pass_work.min(self.room.iterate_work(now)) {
-            u32::MAX => iterating.map(planned).collect(),
-            limit => turns::rotate(
-                iterating
-                    .map(|(slot, row)| (row.stepper(), planned((slot, row))))
-                    .collect(),
-                limit,
-            ),
-        };
-        if run.is_empty() || !self.room.is_apart(now) {
-            self.plan_begin_work(beginners, self.room.begin_work(now), &mut run);
-        }
-        run
-    }
-
-    /// `room`: units of `Begin` work that memory is known to hold.
-    fn plan_begin_work(
-        &self,
-        mut beginners: Vec<(Slot, &Running)>,
-        room: u32,
-        run: &mut Vec<PlannedRow>,
-    ) {
-        beginners.sort_unstable_by_key(|(_, row)| row.ticket);
-        let load = self.load_of(run);
-        let mut seconds = policy::begin_seconds(
-            self.config.step_budget,
-            self.costs.seconds(&load),
-            load.iterate_work == 0,
-        );
-        let mut limit = self.costs.begin_work_limit().min(room);
-        let mut first = true;
-        for (slot, row) in beginners {
-            let left = row.begin_left();
-            let fitting = self
-                .costs
-                .begin_work_within(seconds, row.begin_done)
-                .min(limit);
-            let work = match (first, row.begins_whole()) {
-                (_, true) if fitting >= left => left,
-                (true, true) => left,
-                (false, true) => 0,
-                // However slow the machine, each pass moves on by at least one unit.
-                (true, false) => fitting.clamp(1, left),
-                (false, false) => fitting.min(left),
-            };
-            if work == 0 {
+        let mut admitted = Vec::new();
+        while let Some((place, _)) = self.waiting.first(now, key, |user| self.may_run_more(user)) {
+            let Some(admission) = self.give_slot(device, place) else {
                 break;
-            }
-            seconds -= self.costs.begin_seconds(work, row.begin_done);
-            limit = limit.saturating_sub(work);
-            first = false;
-            run.push(PlannedRow {
-                slot,
-                phase: Phase::Begin,
-                work,
-            });
-        }
-    }
-
-    fn load_of(&self, run: &[PlannedRow]) -> Load {
-        let mut load = Load::default();
-        for planned in run {
-            let Some(row) = &self.running[planned.slot.index()] else {
-                continue;
             };
-            match planned.phase {
-                Phase::Begin => load.begin(planned.work, row.begin_done),
-                Phase::Iterate => load.iterate(planned.work, row.position()),
-                Phase::Finish => load.finish(planned.work),
-            }
+            admitted.push(admission);
         }
-        load
+        admitted
     }
 
-    fn running_rows_with_slot(&self) -> impl Iterator<Item = (Slot, &Running)> {
-        (0..)
-            .zip(&self.running)
-            .filter_map(|(slot, row)| Some((Slot(slot), row.as_ref()?)))
+    /// Gives a device the next row of the request at this place; `None` if it has no room for it.
+    fn give_slot(&mut self, device: usize, place: Ticket) -> Option<Admission> {
+        let waiting = self.waiting.at(place);
+        let user = waiting.user;
+        let slot = self.devices[device].reserve(waiting)?;
+        let row = self.waiting.take_row(place);
+        *self.running_of.entry(user).or_default() += 1;
+        Some(Admission { row, slot })
     }
 
-    fn next_in_turn(&self, now: Time, key: Option<BatchKey>) -> Option<(Ticket, &Waiting)> {
-        self.waiting.first(now, key, |user| self.may_run_more(user))
+    /// Who may join a device's rows now.
+    fn joiners(&self, now: Time, device: usize) -> Joiners {
+        let own = &self.devices[device];
+        if !own.is_open {
+            return Joiners::Nobody;
+        }
+        let may = |user| self.may_run_more(user);
+        let capacity = own.ledger.total();
+        let idle = self.waits_for_a_batch(own);
+        policy::joiners(&self.config, capacity, now, &self.waiting, idle, may)
+    }
+
+    /// Whether an idle device should wait for its batch to fill. Where newcomers may join later it need not while
+    /// another device is at work: the batch is no fuller for it.
+    fn waits_for_a_batch(&self, device: &Device) -> bool {
+        match self.config.batching {
+            Batching::Continuous => self.devices.iter().all(Device::is_idle),
+            Batching::Dynamic => device.is_idle(),
+        }
+    }
+
+    /// When an idle device should start with what waits.
+    fn release_time(&self, device: &Device) -> Option<Time> {
+        if !device.is_open {
+            return None;
+        }
+        let capacity = device.ledger.total();
+        let release = policy::release_time(&self.config, capacity, &self.waiting)?;
+        match self.waits_for_a_batch(device) {
+            true => Some(release),
+            false => Some(Time::ZERO),
+        }
+    }
+
+    fn open_devices(&self) -> impl Iterator<Item = (usize, &Device)> {
+        let devices = self.devices.iter().enumerate();
+        devices.filter(|(_, device)| device.is_open)
     }
 
     fn may_run_more(&self, user: UserId) -> bool {
-        let limit = self.config.fairness.max_running_per_user;
-        limit.is_none_or(|limit| self.running_of.get(&user).is_none_or(|rows| *rows < limit))
+        self.may_run_beside(user, 0)
     }
 
-    fn release(&mut self, slot: Slot) {
-        let Some(row) = self.running[slot.index()].take() else {
-            return;
-        };
-        self.ledger.release(slot, row.cost.memory_units);
+    /// Whether a user may have one more row, beside those that run and so many more.
+    fn may_run_beside(&self, user: UserId, more: u32) -> bool {
+        let limit = self.config.fairness.max_running_per_user;
+        let running = self.running_of.get(&user).copied().unwrap_or(0);
+        limit.is_none_or(|limit| running + more < limit)
+    }
+
+    fn release(&mut self, device: usize, slot: Slot) -> Option<Running> {
+        let row = self.devices[device].release(slot)?;
         if let Some(rows) = self.running_of.get_mut(&row.user) {
             *rows -= 1;
             if *rows == 0 {
                 self.running_of.remove(&row.user);
             }
         }
-    }
-}
-
-/// A row's part in the next pass of its group.
-fn planned((slot, row): (Slot, &Running)) -> PlannedRow {
-    PlannedRow {
-        slot,
-        phase: row.phase,
-        work: row.work(),
+        Some(row)
     }
 }

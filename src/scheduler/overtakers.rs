@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 
 use super::arrivals::Coming;
-use super::places::forecast_newcomer;
 use super::queue::Waiting;
 use super::{Entry, Scheduler};
+use crate::batch::Prefix;
 use crate::job::{RequestId, UserId};
 use crate::time::Time;
 
@@ -66,8 +66,7 @@ impl Scheduler {
             let Some((ticket, first)) = queue.first(next_start, None, |_| true) else {
                 break;
             };
-            let row = forecast_newcomer(&self.costs, first.key, &first.cost);
-            let Some(start) = forecast.push(row) else {
+            let Some(start) = self.push_row(&mut forecast, first.key, &first.cost) else {
                 break;
             };
             let request = queue.take_row(ticket).request;
@@ -94,5 +93,5 @@ fn likely(coming: &Coming<'_>, number: u64) -> Waiting {
         deadline: None,
         ..*coming.like
     };
-    Waiting::new(coming.at, &entry)
+    Waiting::new(coming.at, &entry, Prefix::default())
 }

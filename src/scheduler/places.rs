@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::cost::CostModel;
+use super::device::Device;
 use super::forecast::{Forecast, Outlook, RowForecast};
+use super::forecasts::Forecasts;
 use super::queue::Waiting;
 use super::running::Running;
 use super::{Batching, Scheduler, policy};
@@ -41,7 +43,7 @@ impl Scheduler {
             }
             let eta = match &etas {
                 Some(etas) => etas[number],
-                None => self.push_row(&mut forecast, waiting),
+                None => self.push_row(&mut forecast, waiting.key, &waiting.cost),
             };
             if row.is_first {
                 let request = waiting.request;
@@ -67,11 +69,9 @@ impl Scheduler {
             Some(forecast) => forecast,
             None => self.new_forecast(now),
         };
-        let rows = waiting.rows;
-        let row = forecast_newcomer(&self.costs, waiting.key, &waiting.cost);
-        let last_eta = forecast.push(row);
-        for _ in 1..rows {
-            forecast.push(row);
+        let last_eta = self.push_row(&mut forecast, waiting.key, &waiting.cost);
+        for _ in 1..waiting.rows {
+            self.push_row(&mut forecast, waiting.key, &waiting.cost);
         }
         self.waiting.push(waiting);
         if self.batches_are_sorted() {
@@ -111,7 +111,7 @@ impl Scheduler {
         let mut forecast = self.new_forecast(now);
         let (mut position, mut eta) = (0, None);
         for (row, waiting) in self.waiting.in_turn(now) {
-            let start = self.push_row(&mut forecast, waiting);
+            let start = self.push_row(&mut forecast, waiting.key, &waiting.cost);
             if waiting.request == request {
                 eta = start;
                 break;
@@ -128,8 +128,18 @@ impl Scheduler {
         }
     }
 
-    fn push_row(&self, forecast: &mut Forecast, waiting: &Waiting) -> Option<Time> {
-        forecast.push(forecast_newcomer(&self.costs, waiting.key, &waiting.cost))
+    /// Adds a row that has not begun to the forecast. Returns when it starts.
+    pub(super) fn push_row(
+        &self,
+        forecast: &mut Forecasts,
+        key: BatchKey,
+        cost: &RowCost,
+    ) -> Option<Time> {
+        forecast.push(cost, |device| self.newcomer_on(device, key, cost))
+    }
+
+    fn newcomer_on(&self, device: usize, key: BatchKey, cost: &RowCost) -> RowForecast {
+        forecast_newcomer(&self.devices[device].costs, key, cost)
     }
 
     /// Whether those who wait do not start in the order of their turns: a batch that nobody can
@@ -140,7 +150,7 @@ impl Scheduler {
 
     /// Adds those who wait to the forecast, batch by batch, as they will be taken: those with the key
     /// of whose turn it is. Returns when each row starts, in the order of turns.
-    fn push_batches(&self, now: Time, forecast: &mut Forecast) -> Vec<Option<Time>> {
+    fn push_batches(&self, now: Time, forecast: &mut Forecasts) -> Vec<Option<Time>> {
         let queue: Vec<&Waiting> = self
             .waiting
             .in_turn(now)
@@ -158,11 +168,15 @@ impl Scheduler {
             if line.front() != Some(&first) {
                 continue;
             }
-            forecast.run_out();
+            let Some(sweep) = forecast.begin_batch() else {
+                return etas;
+            };
             while let Some(place) = line.pop_front() {
-                etas[place] = self.push_row(forecast, queue[place]);
+                let row = queue[place];
+                etas[place] =
+                    forecast.push_to(sweep, |device| self.newcomer_on(device, row.key, &row.cost));
                 let next = line.front();
-                if !next.is_some_and(|&next| forecast.has_room(&queue[next].cost)) {
+                if !next.is_some_and(|&next| forecast.has_room(sweep, &queue[next].cost)) {
                     break;
                 }
             }
@@ -172,50 +186,70 @@ impl Scheduler {
 
     /// When a request that came now would start, as of the last survey.
     pub fn newcomer_eta(&self, now: Time) -> Option<Time> {
-        let closed = self.config.batching == Batching::Dynamic && self.running_rows() > 0;
-        let must_wait = closed || self.ledger.is_full() || self.waiting.requests() > 0;
+        let is_closed = |device: &Device| {
+            let batch_runs = self.config.batching == Batching::Dynamic && !device.is_idle();
+            batch_runs || device.ledger.is_full()
+        };
+        self.open_devices().next()?;
+        let all_closed = self.open_devices().all(|(_, device)| is_closed(device));
+        let must_wait = all_closed || self.waiting.requests() > 0;
         let start = match &self.forecast {
             Some(_) if must_wait => self.newcomer_start?,
-            _ => now + self.idle_delay(now),
+            _ => now + self.least_delay(now),
         };
         Some(start.max(now))
     }
 
-    /// A forecast with the running rows in it and nobody who waits.
-    pub(super) fn new_forecast(&self, now: Time) -> Forecast {
-        let capacity = self.capacity();
-        let outlook = Outlook {
-            now,
-            pass_seconds: self
-                .costs
-                .knows_iterations()
-                .then(|| self.costs.pass_seconds()),
-            free_slots: capacity.slots - self.running_rows(),
-            free_memory_units: capacity.memory_units - self.memory_units_used(),
-            dynamic: self.config.batching == Batching::Dynamic,
-            idle_delay: self.idle_delay(now),
-        };
-        let running = self.running.iter().flatten();
-        Forecast::new(
-            outlook,
-            running.map(|row| forecast_running(&self.costs, row)),
+    /// Forecasts with the running rows in them and nobody who waits.
+    pub(super) fn new_forecast(&self, now: Time) -> Forecasts {
+        let sweeps = self.open_devices();
+        Forecasts::new(
+            sweeps
+                .map(|(number, device)| (number, self.forecast_of(now, device)))
+                .collect(),
         )
     }
 
-    /// How long an idle engine will still wait for its batch to fill.
-    fn idle_delay(&self, now: Time) -> Duration {
-        if self.running_rows() > 0 {
+    fn forecast_of(&self, now: Time, device: &Device) -> Forecast {
+        let (capacity, costs) = (device.ledger.total(), &device.costs);
+        let outlook = Outlook {
+            now,
+            pass_seconds: costs.knows_iterations().then(|| costs.pass_seconds()),
+            free_slots: capacity.slots - device.slots_used(),
+            free_memory_units: capacity.memory_units - device.ledger.memory_units_used(),
+            dynamic: self.config.batching == Batching::Dynamic,
+            idle_delay: self.idle_delay(now, device),
+        };
+        let running = device.running_rows_with_slot();
+        Forecast::new(
+            outlook,
+            running.map(|(_, row)| forecast_running(costs, row)),
+        )
+    }
+
+    /// How long an idle device will still wait for its batch to fill.
+    fn idle_delay(&self, now: Time, device: &Device) -> Duration {
+        if !self.waits_for_a_batch(device) {
             return Duration::ZERO;
         }
-        match policy::release_time(&self.config, self.capacity(), &self.waiting) {
+        match policy::release_time(&self.config, device.ledger.total(), &self.waiting) {
             Some(release) => release - now,
             None => self.config.max_queue_delay,
         }
     }
+
+    /// The shortest such delay of any device that could begin with something now.
+    fn least_delay(&self, now: Time) -> Duration {
+        let open = self.open_devices().map(|(_, device)| device);
+        let takes =
+            open.filter(|device| self.config.batching == Batching::Continuous || device.is_idle());
+        let delays = takes.map(|device| self.idle_delay(now, device));
+        delays.min().unwrap_or_default()
+    }
 }
 
 /// The forecast of a row that has not begun.
-pub(super) fn forecast_newcomer(costs: &CostModel, key: BatchKey, cost: &RowCost) -> RowForecast {
+fn forecast_newcomer(costs: &CostModel, key: BatchKey, cost: &RowCost) -> RowForecast {
     let iterations = costs.expected_iterations(0, cost.max_iterations);
     forecast(costs, key, cost, 0, iterations + begin_rounds(cost))
 }

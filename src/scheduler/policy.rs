@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::batch::{BatchKey, Capacity};
+use crate::job::UserId;
 use crate::time::Time;
 
 use super::queue::WaitingQueue;
@@ -26,11 +27,12 @@ pub(crate) fn joiners(
     now: Time,
     waiting: &WaitingQueue,
     idle: bool,
+    user_may: impl Fn(UserId) -> bool,
 ) -> Joiners {
     match (config.batching, idle) {
         (Batching::Continuous, false) => Joiners::Anybody,
         (Batching::Dynamic, false) => Joiners::Nobody,
-        (batching, true) => match released(config, capacity, now, waiting) {
+        (batching, true) => match released(config, capacity, now, waiting, user_may) {
             None => Joiners::Nobody,
             Some(_) if batching == Batching::Continuous => Joiners::Anybody,
             Some(key) => Joiners::Only(key),
@@ -44,11 +46,11 @@ fn released(
     capacity: Capacity,
     now: Time,
     waiting: &WaitingQueue,
+    user_may: impl Fn(UserId) -> bool,
 ) -> Option<BatchKey> {
     let oldest = waiting.oldest()?;
     if oldest.since + config.max_queue_delay <= now {
-        // Nobody runs, so nobody has reached a limit of their own.
-        let (_, first) = waiting.first(now, None, |_| true)?;
+        let (_, first) = waiting.first(now, None, user_may)?;
         return Some(first.key);
     }
     waiting.full_group(capacity.slots, capacity.memory_units)

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use crate::batch::{BatchKey, RowCost};
+use crate::batch::{BatchKey, Prefix, RowCost};
 use crate::job::{Priority, RequestId, RowId, UserId};
 use crate::time::Time;
 
@@ -28,13 +28,15 @@ pub(crate) struct Waiting {
     pub(crate) key: BatchKey,
     /// Of each row.
     pub(crate) cost: RowCost,
+    /// What their prompt begins with.
+    pub(crate) prefix: Prefix,
     pub(crate) since: Time,
     pub(crate) deadline: Option<Time>,
 }
 
 impl Waiting {
     /// All rows of a request that comes at `since`.
-    pub(crate) fn new(since: Time, entry: &Entry) -> Self {
+    pub(crate) fn new(since: Time, entry: &Entry, prefix: Prefix) -> Self {
         Waiting {
             request: entry.request,
             user: entry.user,
@@ -43,6 +45,7 @@ impl Waiting {
             rows: entry.rows,
             key: entry.key,
             cost: entry.cost,
+            prefix,
             since,
             deadline: entry.deadline,
         }
@@ -172,6 +175,19 @@ impl WaitingQueue {
         row
     }
 
+    /// The request at this place, which is taken.
+    pub(crate) fn at(&self, ticket: Ticket) -> &Waiting {
+        &self.line[&ticket]
+    }
+
+    /// Requests whose rows need more than so many memory units.
+    pub(crate) fn larger_than(&self, memory_units: u32) -> impl Iterator<Item = RequestId> {
+        let waiting = self.line.values();
+        waiting
+            .filter(move |waiting| waiting.cost.memory_units > memory_units)
+            .map(|waiting| waiting.request)
+    }
+
     /// Whether somebody in this class has waited so long that it takes turns with more urgent ones.
     fn is_due(&self, class: Priority, now: Time) -> bool {
         let oldest = self.arrivals[class.index()].first();
@@ -248,9 +264,18 @@ impl WaitingQueue {
     /// Every waiting row in the order in which they will be admitted if nobody else comes and no more
     /// classes are due than now.
     pub(crate) fn in_turn(&self, now: Time) -> impl Iterator<Item = (RowInTurn, &Waiting)> {
+        self.in_turn_of(now, |_| true)
+    }
+
+    /// The same, of users that may have one: who may not is left out from then on.
+    pub(crate) fn in_turn_of(
+        &self,
+        now: Time,
+        user_may: impl Fn(UserId) -> bool + Copy,
+    ) -> impl Iterator<Item = (RowInTurn, &Waiting)> {
         let classes = self.classes.each_ref();
         let of = |ticket: Ticket| self.line[&ticket].rows_and_work();
-        let mut rows = classes.map(|class| class.rows(of).peekable());
+        let mut rows = classes.map(|class| class.rows(of, user_may).peekable());
         let (mut admitted, mut last_served) = (self.admitted, self.last_served);
         std::iter::from_fn(move || {
             let present = rows.each_mut().map(|rows| rows.peek().is_some());
@@ -382,6 +407,7 @@ mod tests {
                 max_iterations: 1,
                 memory_units: 10,
             },
+            prefix: Prefix::default(),
             since: Time::ZERO,
             deadline: deadline.map(Time::from_millis),
         }

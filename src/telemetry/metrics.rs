@@ -47,6 +47,19 @@ struct ModelLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeviceLabels {
+    model: String,
+    device: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabels {
+    model: String,
+    device: String,
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PhaseLabels {
     model: String,
     phase: &'static str,
@@ -122,9 +135,9 @@ struct ModelFamilies {
     time_to_first_token_seconds: HistogramFamily<ModelLabel>,
     inter_token_seconds: HistogramFamily<ModelLabel>,
     request_duration_seconds: HistogramFamily<ModelLabel>,
-    batch_fill_rows: HistogramFamily<ModelLabel>,
-    batch_fill_units: HistogramFamily<ModelLabel>,
-    step_seconds: HistogramFamily<PhaseLabels>,
+    batch_fill_rows: HistogramFamily<DeviceLabels>,
+    batch_fill_units: HistogramFamily<DeviceLabels>,
+    step_seconds: HistogramFamily<StepLabels>,
     requests: Family<EndLabels, Counter>,
     requests_rejected: Family<ReasonLabels, Counter>,
     requests_cancelled: Family<PhaseLabels, Counter>,
@@ -138,14 +151,14 @@ struct ModelFamilies {
     requests_waiting: Family<ModelLabel, Gauge>,
     requests_waiting_by_priority: Family<PriorityLabels, Gauge>,
     rows_waiting: Family<ModelLabel, Gauge>,
-    rows_running: Family<ModelLabel, Gauge>,
-    slots: Family<ModelLabel, Gauge>,
+    rows_running: Family<DeviceLabels, Gauge>,
+    slots: Family<DeviceLabels, Gauge>,
     queued_tokens: Family<ModelLabel, Gauge>,
     queue_eta_seconds: Family<ModelLabel, Gauge<f64, AtomicU64>>,
-    kv_blocks_used: Family<ModelLabel, Gauge>,
-    kv_blocks_total: Family<ModelLabel, Gauge>,
-    kv_blocks_cached: Family<ModelLabel, Gauge>,
-    kv_blocks_evicted: Family<ModelLabel, Counter>,
+    kv_blocks_used: Family<DeviceLabels, Gauge>,
+    kv_blocks_total: Family<DeviceLabels, Gauge>,
+    kv_blocks_cached: Family<DeviceLabels, Gauge>,
+    kv_blocks_evicted: Family<DeviceLabels, Counter>,
 }
 
 impl ModelFamilies {
@@ -187,13 +200,13 @@ impl ModelFamilies {
             batch_fill_rows: family!(
                 "batch_fill_rows",
                 "Rows that shared a step",
-                histogram(rows)
+                Family::new_with_constructor(rows)
             ),
             batch_fill_units: family!(
                 "batch_fill_units",
                 "Units of work of the rows that iterated or finished in a step: 1 for a text's row, \
                  for a picture's what its model counts",
-                histogram(units)
+                Family::new_with_constructor(units)
             ),
             step_seconds: family!(
                 "step_seconds",
@@ -303,12 +316,6 @@ pub(super) struct ModelMetrics {
     pub(super) time_to_first_token_seconds: Histogram,
     pub(super) inter_token_seconds: Histogram,
     pub(super) request_duration_seconds: Histogram,
-    pub(super) batch_fill_rows: Histogram,
-    pub(super) batch_fill_units: Histogram,
-    begin_step_seconds: Histogram,
-    iterate_step_seconds: Histogram,
-    finish_step_seconds: Histogram,
-    mixed_step_seconds: Histogram,
     pub(super) requests: BTreeMap<&'static str, Counter>,
     pub(super) requests_rejected: BTreeMap<&'static str, Counter>,
     pub(super) requests_cancelled: BTreeMap<&'static str, Counter>,
@@ -323,10 +330,22 @@ pub(super) struct ModelMetrics {
     /// In the order of [`Priority::ALL`].
     pub(super) requests_waiting_by_priority: [Gauge; Priority::ALL.len()],
     pub(super) rows_waiting: Gauge,
-    pub(super) rows_running: Gauge,
-    pub(super) slots: Gauge,
     pub(super) queued_tokens: Gauge,
     pub(super) queue_eta_seconds: Gauge<f64, AtomicU64>,
+    /// By number.
+    pub(super) devices: Vec<DeviceMetrics>,
+}
+
+/// Those of one of its devices.
+pub(super) struct DeviceMetrics {
+    pub(super) batch_fill_rows: Histogram,
+    pub(super) batch_fill_units: Histogram,
+    begin_step_seconds: Histogram,
+    iterate_step_seconds: Histogram,
+    finish_step_seconds: Histogram,
+    mixed_step_seconds: Histogram,
+    pub(super) rows_running: Gauge,
+    pub(super) slots: Gauge,
     pub(super) kv_blocks_used: Gauge,
     pub(super) kv_blocks_total: Gauge,
     pub(super) kv_blocks_cached: Gauge,
@@ -360,16 +379,13 @@ const CANCEL_PHASES: [&str; 4] = ["waiting", "begin", "iterate", "finish"];
 
 impl ModelMetrics {
     /// Looks up every metric of one model; that also makes them appear, at zero, from the start.
-    fn new(families: &ModelFamilies, model: &str) -> Self {
+    fn new(families: &ModelFamilies, model: &str, devices: &[Arc<str>]) -> Self {
+        let devices = devices
+            .iter()
+            .map(|device| DeviceMetrics::new(families, model, device))
+            .collect();
         let model = || model.to_owned();
         let label = ModelLabel { model: model() };
-        let step = |phase| {
-            let labels = PhaseLabels {
-                model: model(),
-                phase,
-            };
-            families.step_seconds.get_or_create_owned(&labels)
-        };
         let end = |end| {
             let labels = EndLabels {
                 model: model(),
@@ -406,12 +422,6 @@ impl ModelMetrics {
             request_duration_seconds: families
                 .request_duration_seconds
                 .get_or_create_owned(&label),
-            batch_fill_rows: families.batch_fill_rows.get_or_create_owned(&label),
-            batch_fill_units: families.batch_fill_units.get_or_create_owned(&label),
-            begin_step_seconds: step("begin"),
-            iterate_step_seconds: step("iterate"),
-            finish_step_seconds: step("finish"),
-            mixed_step_seconds: step("mixed"),
             requests: ENDS.into_iter().map(end).collect(),
             requests_rejected: REFUSALS.into_iter().map(refusal).collect(),
             requests_cancelled: CANCEL_PHASES.into_iter().map(cancelled).collect(),
@@ -433,10 +443,36 @@ impl ModelMetrics {
                     .get_or_create_owned(&labels)
             }),
             rows_waiting: families.rows_waiting.get_or_create_owned(&label),
-            rows_running: families.rows_running.get_or_create_owned(&label),
-            slots: families.slots.get_or_create_owned(&label),
             queued_tokens: families.queued_tokens.get_or_create_owned(&label),
             queue_eta_seconds: families.queue_eta_seconds.get_or_create_owned(&label),
+            devices,
+        }
+    }
+}
+
+impl DeviceMetrics {
+    fn new(families: &ModelFamilies, model: &str, device: &str) -> Self {
+        let label = DeviceLabels {
+            model: model.to_owned(),
+            device: device.to_owned(),
+        };
+        let step = |phase| {
+            let labels = StepLabels {
+                model: model.to_owned(),
+                device: device.to_owned(),
+                phase,
+            };
+            families.step_seconds.get_or_create_owned(&labels)
+        };
+        DeviceMetrics {
+            batch_fill_rows: families.batch_fill_rows.get_or_create_owned(&label),
+            batch_fill_units: families.batch_fill_units.get_or_create_owned(&label),
+            begin_step_seconds: step("begin"),
+            iterate_step_seconds: step("iterate"),
+            finish_step_seconds: step("finish"),
+            mixed_step_seconds: step("mixed"),
+            rows_running: families.rows_running.get_or_create_owned(&label),
+            slots: families.slots.get_or_create_owned(&label),
             kv_blocks_used: families.kv_blocks_used.get_or_create_owned(&label),
             kv_blocks_total: families.kv_blocks_total.get_or_create_owned(&label),
             kv_blocks_cached: families.kv_blocks_cached.get_or_create_owned(&label),
@@ -456,8 +492,8 @@ impl ModelMetrics {
 }
 
 impl Metrics {
-    /// Metrics of a service with these models.
-    pub fn new<'a>(models: impl IntoIterator<Item = &'a str>) -> Self {
+    /// Metrics of a service with these models, each on these devices.
+    pub fn new<'a>(models: impl IntoIterator<Item = (&'a str, &'a [Arc<str>])>) -> Self {
         let mut registry = Registry::with_prefix("girandole");
         registry.register(
             "build",
@@ -492,7 +528,10 @@ impl Metrics {
         let families = ModelFamilies::register(&mut registry);
         let models = models
             .into_iter()
-            .map(|model| (model.to_owned(), ModelMetrics::new(&families, model)))
+            .map(|(model, devices)| {
+                let metrics = ModelMetrics::new(&families, model, devices);
+                (model.to_owned(), metrics)
+            })
             .collect();
         Metrics {
             registry,

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use prometheus_client::encoding::text;
 
-use super::metrics::{DialectLabel, HttpLabels, Metrics, RouteLabel};
+use super::metrics::{DeviceMetrics, DialectLabel, HttpLabels, Metrics, RouteLabel};
 use crate::api::EdgeMetrics;
 use crate::api::history::HistoryPoint;
-use crate::batch::{FinishReason, Phase, Usage};
-use crate::engine::{Observer, Reject, RequestEnd, Snapshot, StepReport};
+use crate::batch::{DeviceNumber, FinishReason, Phase, Usage};
+use crate::engine::{DeviceSnapshot, Observer, Reject, RequestEnd, Snapshot, StepReport};
 use crate::events::FailureKind;
 
 impl Observer for Metrics {
@@ -36,11 +36,15 @@ impl Observer for Metrics {
         metrics.cached_tokens.inc_by(u64::from(cached_tokens));
     }
 
-    fn step(&self, model: &str, step: &StepReport) {
+    fn step(&self, model: &str, device: DeviceNumber, step: &StepReport) {
         if let Some(history) = &self.history {
             history.step(model, step);
         }
         let Some(metrics) = self.of(model) else {
+            return;
+        };
+        metrics.prefill_tokens.inc_by(u64::from(step.begin_work));
+        let Some(metrics) = metrics.devices.get(device.index()) else {
             return;
         };
         let rows = step.begin_rows + step.iterate_rows + step.finish_rows;
@@ -48,7 +52,6 @@ impl Observer for Metrics {
         metrics
             .step_seconds(step)
             .observe(step.duration.as_secs_f64());
-        metrics.prefill_tokens.inc_by(u64::from(step.begin_work));
         if step.units > 0 {
             metrics.batch_fill_units.observe(f64::from(step.units));
         }
@@ -126,23 +129,25 @@ impl Observer for Metrics {
             gauge.set(waiting.into());
         }
         metrics.rows_waiting.set(snapshot.waiting_rows.into());
-        metrics.rows_running.set(snapshot.running_rows.into());
-        metrics.slots.set(snapshot.slots.into());
         metrics.queued_tokens.set(tokens);
         metrics.queue_eta_seconds.set(eta);
-        metrics
-            .kv_blocks_used
-            .set(snapshot.memory_units_used.into());
-        metrics
-            .kv_blocks_total
-            .set(snapshot.memory_units_total.into());
-        metrics
-            .kv_blocks_cached
-            .set(snapshot.cache.memory_units.into());
+        for (metrics, device) in metrics.devices.iter().zip(&snapshot.devices) {
+            metrics.set(device);
+        }
+    }
+}
+
+impl DeviceMetrics {
+    fn set(&self, device: &DeviceSnapshot) {
+        self.rows_running.set(device.running_rows.into());
+        self.slots.set(device.slots.into());
+        self.kv_blocks_used.set(device.memory_units_used.into());
+        self.kv_blocks_total.set(device.memory_units_total.into());
+        self.kv_blocks_cached.set(device.cache.memory_units.into());
         // The model counts for itself; its count never falls.
-        let counted = metrics.kv_blocks_evicted.get();
-        let evicted = snapshot.cache.evicted.saturating_sub(counted);
-        metrics.kv_blocks_evicted.inc_by(evicted);
+        let counted = self.kv_blocks_evicted.get();
+        let evicted = device.cache.evicted.saturating_sub(counted);
+        self.kv_blocks_evicted.inc_by(evicted);
     }
 }
 
@@ -223,6 +228,8 @@ impl EdgeMetrics for Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::metrics::ENDS;
     use super::*;
     use crate::model::CacheReport;
@@ -239,9 +246,15 @@ mod tests {
         value.parse().unwrap()
     }
 
+    /// Of one model on two devices.
+    fn metrics() -> Metrics {
+        let devices = ["cuda:0", "cuda:1"].map(Arc::from);
+        Metrics::new([("m", &devices[..])])
+    }
+
     #[test]
     fn what_is_reported_is_rendered() {
-        let metrics = Metrics::new(["m"]);
+        let metrics = metrics();
         let second = Duration::from_secs(1);
         metrics.started("m", second, 10, 4);
         metrics.first_token("m", second);
@@ -254,9 +267,10 @@ mod tests {
             begin_work: 6 * begin_rows,
             units: 4 * iterate_rows + 9 * finish_rows,
         };
-        metrics.step("m", &step(1, 0, 0));
-        metrics.step("m", &step(1, 3, 0));
-        metrics.step("m", &step(0, 0, 1));
+        let (first, second_device) = (DeviceNumber(0), DeviceNumber(1));
+        metrics.step("m", first, &step(1, 0, 0));
+        metrics.step("m", second_device, &step(1, 3, 0));
+        metrics.step("m", first, &step(0, 0, 1));
         metrics.out_of_memory("m", 3);
         let usage = Usage {
             completion_tokens: 7,
@@ -271,14 +285,23 @@ mod tests {
             metrics.snapshot(
                 "m",
                 &Snapshot {
-                    running_rows: 3,
                     waiting_by_priority: [0, 1, 4],
-                    memory_units_used: 5,
-                    cache: CacheReport {
-                        memory_units: 6,
-                        evicted,
-                    },
                     eta: Some(second),
+                    devices: vec![
+                        DeviceSnapshot {
+                            running_rows: 3,
+                            memory_units_used: 5,
+                            cache: CacheReport {
+                                memory_units: 6,
+                                evicted,
+                            },
+                            ..DeviceSnapshot::default()
+                        },
+                        DeviceSnapshot {
+                            running_rows: 1,
+                            ..DeviceSnapshot::default()
+                        },
+                    ],
                     ..Snapshot::default()
                 },
             );
@@ -295,16 +318,28 @@ mod tests {
             ),
             ("girandole_inter_token_seconds_sum{model=\"m\"}", 1.0),
             ("girandole_request_duration_seconds_count{model=\"m\"}", 2.0),
-            ("girandole_batch_fill_rows_sum{model=\"m\"}", 6.0),
-            ("girandole_batch_fill_rows_count{model=\"m\"}", 3.0),
-            ("girandole_batch_fill_units_sum{model=\"m\"}", 21.0),
-            ("girandole_batch_fill_units_count{model=\"m\"}", 2.0),
             (
-                "girandole_step_seconds_count{model=\"m\",phase=\"finish\"}",
+                "girandole_batch_fill_rows_sum{model=\"m\",device=\"cuda:0\"}",
+                2.0,
+            ),
+            (
+                "girandole_batch_fill_rows_sum{model=\"m\",device=\"cuda:1\"}",
+                4.0,
+            ),
+            (
+                "girandole_batch_fill_units_sum{model=\"m\",device=\"cuda:1\"}",
+                12.0,
+            ),
+            (
+                "girandole_batch_fill_units_count{model=\"m\",device=\"cuda:0\"}",
                 1.0,
             ),
             (
-                "girandole_step_seconds_sum{model=\"m\",phase=\"mixed\"}",
+                "girandole_step_seconds_count{model=\"m\",device=\"cuda:0\",phase=\"finish\"}",
+                1.0,
+            ),
+            (
+                "girandole_step_seconds_sum{model=\"m\",device=\"cuda:1\",phase=\"mixed\"}",
                 1.0,
             ),
             ("girandole_requests_total{model=\"m\",end=\"stop\"}", 1.0),
@@ -327,14 +362,24 @@ mod tests {
             ("girandole_denoising_steps_total{model=\"m\"}", 30.0),
             ("girandole_images_total{model=\"m\"}", 2.0),
             ("girandole_out_of_memory_steps_total{model=\"m\"}", 3.0),
-            ("girandole_rows_running{model=\"m\"}", 3.0),
+            ("girandole_rows_running{model=\"m\",device=\"cuda:0\"}", 3.0),
+            ("girandole_rows_running{model=\"m\",device=\"cuda:1\"}", 1.0),
             (
                 "girandole_requests_waiting_by_priority{model=\"m\",priority=\"batch\"}",
                 4.0,
             ),
-            ("girandole_kv_blocks_used{model=\"m\"}", 5.0),
-            ("girandole_kv_blocks_cached{model=\"m\"}", 6.0),
-            ("girandole_kv_blocks_evicted_total{model=\"m\"}", 9.0),
+            (
+                "girandole_kv_blocks_used{model=\"m\",device=\"cuda:0\"}",
+                5.0,
+            ),
+            (
+                "girandole_kv_blocks_cached{model=\"m\",device=\"cuda:0\"}",
+                6.0,
+            ),
+            (
+                "girandole_kv_blocks_evicted_total{model=\"m\",device=\"cuda:0\"}",
+                9.0,
+            ),
             ("girandole_queue_eta_seconds{model=\"m\"}", 1.0),
             ("girandole_open_streams", 1.0),
             ("girandole_stream_frames_total{dialect=\"native\"}", 2.0),
@@ -349,7 +394,7 @@ mod tests {
 
     #[test]
     fn an_unknown_wait_is_no_number() {
-        let metrics = Metrics::new(["m"]);
+        let metrics = metrics();
         metrics.snapshot("m", &Snapshot::default());
         let eta = value(
             &metrics.render(),
@@ -360,7 +405,7 @@ mod tests {
 
     #[test]
     fn every_label_is_prepared() {
-        let metrics = Metrics::new(["m"]);
+        let metrics = metrics();
         for reject in [
             Reject::QueueFull {
                 what: "max_queued_requests",

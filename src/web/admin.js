@@ -21,6 +21,7 @@ class ModelPanel {
     this.state = h("span", { class: "badge" });
     this.drain = h("button", { type: "button", text: "Drain", onclick: () => this.#drain() });
     this.figures = h("dl", { class: "tiles" });
+    this.devices = h("dl", { class: "tiles", "aria-label": `Devices of ${name}` });
     const text = task === "text";
     this.plots = {
       throughput: new Plot("Throughput", text ? "tokens/s" : "steps/s"),
@@ -32,7 +33,7 @@ class ModelPanel {
     };
     const head = h("div", { class: "model-head" }, h("h2", { text: name }), this.state, h("span", { class: "spacer" }), this.drain);
     const plots = Object.values(this.plots).map((plot) => plot.root);
-    this.root = h("section", { class: "model", "aria-label": name }, head, this.figures, h("div", { class: "plots" }, ...plots));
+    this.root = h("section", { class: "model", "aria-label": name }, head, this.figures, this.devices, h("div", { class: "plots" }, ...plots));
   }
 
   show(model) {
@@ -48,7 +49,11 @@ class ModelPanel {
       [this.task === "text" ? "KV memory" : "Latent memory", `${memory.toFixed(0)} %`],
     ];
     if (this.task === "text") tiles.push(["Prompt tokens held", model.queued_tokens.toLocaleString("en")], ["Kept for prefixes", `${model.memory_units_cached} blocks`]);
-    this.figures.replaceChildren(...tiles.map(([name, value]) => h("div", {}, h("dt", { text: name }), h("dd", { text: value }))));
+    const shown = (pairs) => pairs.map(([name, value]) => h("div", {}, h("dt", { text: name }), h("dd", { text: value })));
+    this.figures.replaceChildren(...shown(tiles));
+    // One device says no more than the model does.
+    const devices = model.devices.length > 1 ? model.devices : [];
+    this.devices.replaceChildren(...shown(devices.map((device) => [`Device ${device.name}`, deviceState(device)])));
   }
 
   showHistory(points, resolutionMs) {
@@ -88,6 +93,11 @@ class ModelPanel {
     const sure = await confirm(`Drain ${this.name}?`, "It takes no more requests and finishes what it has. Only a restart of the service brings it back.", "Drain");
     if (sure) await act(() => api.call("POST", `/api/v1/admin/models/${encodeURIComponent(this.name)}/drain`), `${this.name} drains`);
   }
+}
+
+function deviceState({ state, reason, running_rows, slots }) {
+  if (state === "ready") return `${running_rows} of ${slots} running`;
+  return reason ? `${state}: ${reason}` : state;
 }
 
 function showRequests({ requests, more_requests }) {

@@ -1,6 +1,7 @@
 //! The HTTP edge from outside: a scripted model behind the real engine, spoken to on a free port.
 
 mod crowd;
+mod devices;
 mod disconnects;
 mod edges;
 mod load;

@@ -9,8 +9,9 @@ use girandole::api::auth::ApiKeys;
 use girandole::api::native::wire::{Status, SubmitBody};
 use girandole::api::serve::serve;
 use girandole::api::{AppState, EdgeConfig, EdgeMetrics, ServedModel};
+use girandole::batch::DeviceNumber;
 use girandole::client::{Client, ClientError, StreamEvent};
-use girandole::engine::{EngineConfig, Observer, spawn};
+use girandole::engine::{DeviceEngine, EngineConfig, Observer, spawn_on_devices};
 use girandole::events::store::{EventStore, Retention};
 use girandole::intake::image::{ImageDefaults, ImageIntake, ImageLimits};
 use girandole::intake::{Intake, TextDefaults, TextIntake, TextLimits};
@@ -30,6 +31,8 @@ use tokio::task::JoinHandle;
 /// How the service under test differs from the ordinary.
 pub(crate) struct Setup {
     pub(crate) script: &'static str,
+    /// How many devices it is on.
+    pub(crate) devices: u32,
     pub(crate) batch_size: u32,
     pub(crate) max_queued_requests: u32,
     pub(crate) fairness: Fairness,
@@ -59,6 +62,7 @@ impl Default for Setup {
     fn default() -> Self {
         Setup {
             script: STEADY,
+            devices: 1,
             batch_size: 16,
             max_queued_requests: 64,
             fairness: Fairness::default(),
@@ -146,9 +150,24 @@ impl Service {
         let script = Script::parse(setup.script).expect("the script is valid");
         let max_context = script.model.context_tokens;
         let draws = script.image.is_some();
-        let engine = spawn(
+        let device = |number: u32| {
+            let script = script.clone();
+            let build = move || match draws {
+                true => Ok(Box::new(ScriptedImageModel::new(script, sleep())?) as Box<dyn Model>),
+                false => {
+                    let model = ScriptedModel::new(script, sleep())?;
+                    Ok(Box::new(model.on_device(DeviceNumber(number))) as Box<dyn Model>)
+                }
+            };
+            DeviceEngine {
+                name: format!("cpu:{number}").into(),
+                build: Box::new(build),
+            }
+        };
+        let engine = spawn_on_devices(
             "scripted",
             EngineConfig {
+                devices: setup.devices,
                 scheduler: SchedulerConfig {
                     batch_size: setup.batch_size,
                     max_queue_delay: Duration::from_millis(1),
@@ -162,10 +181,7 @@ impl Service {
             },
             Arc::clone(&clock) as Arc<dyn Clock>,
             Arc::clone(&counters) as Arc<dyn Observer>,
-            move || match draws {
-                true => Ok(Box::new(ScriptedImageModel::new(script, sleep())?) as Box<dyn Model>),
-                false => Ok(Box::new(ScriptedModel::new(script, sleep())?) as Box<dyn Model>),
-            },
+            (0..setup.devices).map(device).collect(),
         );
         engine.until_started().await;
         let model = ServedModel {

@@ -47,6 +47,18 @@ fn what_cannot_be_used_ends_the_start_with_code_2() {
             "must be a whole number from 1 to 4096",
         ),
         ("--host 0.0.0.0", "", None, "api_key_file"),
+        (
+            "--devices cuda:0,cuda:0",
+            "",
+            None,
+            "devices = \"cuda:0,cuda:0\" (from --devices) must be a list that names cuda:0 once",
+        ),
+        (
+            "",
+            "devices = ['cpu', 'tpu']",
+            None,
+            "must be a list of cpu, cuda:N or metal:N",
+        ),
         ("--model no-such-model", "", None, "smollm2-135m-instruct"),
         ("", "batch_sise = 4", None, "did you mean batch_size?"),
         ("", "batch_size = 0", None, "in the configuration file"),

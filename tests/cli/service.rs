@@ -107,6 +107,33 @@ fn a_stream_that_runs_is_finished_before_the_end() {
 }
 
 #[test]
+fn two_devices_are_named_served_from_and_drained() {
+    let sandbox = Sandbox::new();
+    let service = started(&sandbox, "--devices cpu,cpu");
+    let mut load = request(service.port, "GET /load", "");
+    let load = read_until(&mut load, "cpu:1");
+    assert!(load.contains("cpu:0"), "{load}");
+    let mut first = request(service.port, "POST /v1/chat/completions", STREAM);
+    let mut second = request(service.port, "POST /v1/chat/completions", STREAM);
+    for stream in [&mut first, &mut second] {
+        read_until(stream, "delta");
+    }
+    // One on each: an idle device goes before one at work.
+    for device in ["cpu:0", "cpu:1"] {
+        let mut metrics = request(service.port, "GET /metrics", "");
+        let wanted = format!("girandole_rows_running{{model=\"slow\",device=\"{device}\"}} 1\n");
+        read_until(&mut metrics, &wanted);
+    }
+    service.signal("TERM");
+    for stream in [&mut first, &mut second] {
+        let text = read_until(stream, "data: [DONE]");
+        assert!(text.contains("\"finish_reason\":\"length\""), "{text}");
+    }
+    let (code, stderr) = service.end();
+    assert_eq!(code, Some(0), "{stderr}");
+}
+
+#[test]
 fn the_deadline_of_the_drain_ends_what_is_left() {
     let sandbox = Sandbox::new();
     let service = started(&sandbox, "--drain-timeout-ms 100");

@@ -149,6 +149,7 @@ impl World {
     fn new(assets: &DiffusionAssets, batching: Batching) -> Self {
         let clock = Arc::new(ManualClock::default());
         let config = EngineConfig {
+            devices: 1,
             scheduler: SchedulerConfig {
                 batch_size: SLOTS,
                 max_queue_delay: Duration::from_millis(2),

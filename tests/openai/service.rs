@@ -58,6 +58,7 @@ impl EdgeMetrics for Silent {
 
 fn engine_config() -> EngineConfig {
     EngineConfig {
+        devices: 1,
         scheduler: SchedulerConfig {
             batch_size: 8,
             max_queue_delay: Duration::ZERO,

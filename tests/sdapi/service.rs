@@ -90,6 +90,7 @@ pub(crate) async fn engine(
     model: impl FnOnce() -> Box<dyn Model> + Send + 'static,
 ) -> EngineHandle {
     let config = EngineConfig {
+        devices: 1,
         scheduler: SchedulerConfig {
             batch_size,
             max_queue_delay: Duration::ZERO,

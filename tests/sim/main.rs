@@ -5,7 +5,9 @@
 
 mod crowd;
 mod crowd_forecasts;
+mod devices;
 mod faults;
+mod fleet;
 mod forecasts;
 mod gallery;
 mod log;
@@ -14,6 +16,7 @@ mod pictures;
 mod random;
 mod rules;
 mod scarcity;
+mod several;
 mod threaded;
 mod watched;
 mod world;

@@ -55,6 +55,7 @@ impl Drop for Named {
 
 pub(crate) fn random_config(random: &mut Random) -> EngineConfig {
     EngineConfig {
+        devices: 1,
         scheduler: SchedulerConfig {
             batch_size: 1 + random.below(12) as u32,
             max_queue_delay: Duration::from_millis(random.below(40)),

@@ -15,7 +15,7 @@ use girandole::scheduler::{Batching, Fairness, SchedulerConfig};
 use girandole::time::{Clock, RealClock, Time};
 
 #[derive(Default)]
-struct Log {
+pub(crate) struct Log {
     events: Mutex<Vec<EventKind>>,
     news: Condvar,
 }
@@ -28,12 +28,16 @@ impl EventSink for Log {
 }
 
 impl Log {
-    fn has_started(&self) -> bool {
+    pub(crate) fn has_started(&self) -> bool {
         self.events.lock().unwrap().contains(&EventKind::Started)
     }
 
+    pub(crate) fn events_so_far(&self) -> Vec<EventKind> {
+        self.events.lock().unwrap().clone()
+    }
+
     /// Every event, once the terminal one is there.
-    fn until_closed(&self) -> Vec<EventKind> {
+    pub(crate) fn until_closed(&self) -> Vec<EventKind> {
         let open = |events: &mut Vec<EventKind>| !events.last().is_some_and(EventKind::is_terminal);
         let (events, timeout) = self
             .news
@@ -44,11 +48,12 @@ impl Log {
     }
 }
 
-struct Silent;
+pub(crate) struct Silent;
 impl Observer for Silent {}
 
-fn config() -> EngineConfig {
+pub(crate) fn config() -> EngineConfig {
     EngineConfig {
+        devices: 1,
         scheduler: SchedulerConfig {
             batch_size: 4,
             max_queue_delay: Duration::from_millis(1),
@@ -82,12 +87,12 @@ fn start(
     )
 }
 
-fn job(prompt: &str, max_tokens: u32) -> Arc<Job> {
+pub(crate) fn job(prompt: &str, max_tokens: u32) -> Arc<Job> {
     let tokens: Vec<u32> = prompt.bytes().map(u32::from).collect();
     Arc::new(Job::Text(TextJob::greedy(tokens, max_tokens)))
 }
 
-fn submit(engine: &EngineHandle, id: u128, job: Arc<Job>) -> Result<Arc<Log>, Reject> {
+pub(crate) fn submit(engine: &EngineHandle, id: u128, job: Arc<Job>) -> Result<Arc<Log>, Reject> {
     let permit = engine.reserve(UserId::default(), job.rows(), 10)?;
     let log = Arc::new(Log::default());
     let submission = Submission {
@@ -101,14 +106,14 @@ fn submit(engine: &EngineHandle, id: u128, job: Arc<Job>) -> Result<Arc<Log>, Re
     Ok(log)
 }
 
-fn failure(events: &[EventKind]) -> Option<FailureKind> {
+pub(crate) fn failure(events: &[EventKind]) -> Option<FailureKind> {
     match events.last()? {
         EventKind::Failed { failure, .. } => Some(failure.kind),
         _ => None,
     }
 }
 
-fn text(events: &[EventKind]) -> String {
+pub(crate) fn text(events: &[EventKind]) -> String {
     let pieces = events.iter().filter_map(|event| match event {
         EventKind::Text { text, .. } => Some(text.as_str()),
         _ => None,
@@ -187,7 +192,7 @@ async fn a_panic_in_a_step_leaves_the_thread_alive() {
 }
 
 /// Works like the scripted model, until it is to give a slot back.
-struct Broken(ScriptedModel);
+pub(crate) struct Broken(pub(crate) ScriptedModel);
 
 impl Model for Broken {
     fn capacity(&self) -> Capacity {

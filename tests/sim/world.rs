@@ -171,6 +171,7 @@ impl Observer for Silent {}
 
 pub(crate) fn config(batch_size: u32, batching: Batching) -> EngineConfig {
     EngineConfig {
+        devices: 1,
         scheduler: SchedulerConfig {
             batch_size,
             max_queue_delay: Duration::from_millis(20),

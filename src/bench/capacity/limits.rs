@@ -167,7 +167,9 @@ fn candidates(point: &Point, model: &str) -> Vec<Candidate> {
                 "phase=\"mixed\"",
             )
             .unwrap_or(0.0);
-        let share = (steps / between.max(measured)).min(1.0);
+        // Each device has a series of its own, and computes all the time at most.
+        let devices = series(point, "girandole_slots", model, "").count().max(1) as f64;
+        let share = (steps / between.max(measured) / devices).min(1.0);
         let of_prompts = if steps > 0.0 {
             passes / steps * 100.0
         } else {
@@ -339,9 +341,10 @@ fn series<'a>(
 }
 
 fn gauge(point: &Point, name: &str, model: &str) -> Option<f64> {
-    series(point, name, model, "")
-        .next()
+    let mut values = series(point, name, model, "")
         .map(|(_, after)| after)
+        .peekable();
+    values.peek().is_some().then(|| values.sum())
 }
 
 fn grown(point: &Point, name: &str, model: &str, label: &str) -> Option<f64> {

@@ -7,8 +7,8 @@ use crate::config::layers::{ModelTable, Origin, Values};
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::EngineConfig;
 use crate::intake::{ImageLimits, TextLimits};
-use crate::model::device::FloatType;
 use crate::model::device::memory::MemoryShare;
+use crate::model::device::{DeviceSpec, FloatType};
 use crate::model::diffusion::DiffusionOptions;
 use crate::model::manifest::{Catalogue, is_model_name};
 use crate::model::sources::{LoadFormat, ModelRef};
@@ -58,7 +58,8 @@ fn resolve_model(
     let (name, reference) = split_name(text);
     let model = ModelRef::parse(reference, catalogue)
         .map_err(|error| values.refuse("model", text, format!("a model: {error}")))?;
-    let engine = engine(values)?;
+    let devices = devices(values)?;
+    let engine = engine(values, devices.len() as u32)?;
     let image_limits = image_limits(values, &engine)?;
     let load_format = match values.choice("load_format", &[("auto", false), ("dummy", true)])? {
         false => LoadFormat::Auto,
@@ -69,7 +70,7 @@ fn resolve_model(
     Ok(ModelConfig {
         name: name.map_or_else(|| model.default_name(), str::to_owned),
         load_format,
-        device: values.parsed("device", "cpu, cuda:N or metal:N")?,
+        devices,
         text: TextOptions {
             batch_size: engine.scheduler.batch_size,
             max_context: max_context(values, &model)?,
@@ -142,8 +143,43 @@ fn max_context(values: &Values, model: &ModelRef) -> Result<Option<u32>, ConfigE
     Ok(asked.or(made_for))
 }
 
-fn engine(values: &Values) -> Result<EngineConfig, ConfigError> {
+/// `devices`, or the one that `device` names: of the two, whichever was set nearer.
+fn devices(values: &Values) -> Result<Vec<DeviceSpec>, ConfigError> {
+    let origin = |key: &str| values.get(key).map(|value| value.origin.clone());
+    let texts = values.list("devices");
+    let listed = || texts.iter().flat_map(|text| text.split(',')).map(str::trim);
+    let (of_one, of_several) = (origin("device"), origin("devices"));
+    // An empty text unsets what a lower layer says.
+    if listed().all(str::is_empty) || of_one > of_several {
+        return Ok(vec![values.parsed("device", DEVICE)?]);
+    }
+    let written = texts.join(",");
+    if of_one == of_several {
+        let must = "given without device, which is set in the same place";
+        return Err(values.refuse("devices", &written, must));
+    }
+    let mut devices = Vec::new();
+    for text in listed() {
+        let must = format!("a list of {DEVICE}");
+        let device = text.parse();
+        let device = device.map_err(|_| values.refuse("devices", &written, must))?;
+        if device != DeviceSpec::Cpu && devices.contains(&device) {
+            let must =
+                format!("a list that names {device} once: an engine has its device for itself");
+            return Err(values.refuse("devices", &written, must));
+        }
+        devices.push(device);
+    }
+    if devices.len() > MAX_DEVICES {
+        let must = format!("a list of at most {MAX_DEVICES} devices");
+        return Err(values.refuse("devices", &written, must));
+    }
+    Ok(devices)
+}
+
+fn engine(values: &Values, devices: u32) -> Result<EngineConfig, ConfigError> {
     Ok(EngineConfig {
+        devices,
         scheduler: SchedulerConfig {
             batch_size: values.number("batch_size", 1..=MAX_ROWS)?,
             max_queue_delay: values.millis("max_queue_delay_ms", 0..=60_000)?,
@@ -219,6 +255,9 @@ fn scale(values: &Values, key: &'static str, most: f32) -> Result<f32, ConfigErr
         .ok_or_else(|| values.refuse(key, text, format!("a number from 0 to {most}")))
 }
 
+/// As many as one machine has, and each more than that is a thread and a whole model in vain.
+const MAX_DEVICES: usize = 16;
+const DEVICE: &str = "cpu, cuda:N or metal:N";
 /// What a configuration may allow.
 const MAX_GUIDANCE_SCALE: f32 = 1_000.0;
 const TEMPERATURE: &str = "a number from 0 to 100";

@@ -1,9 +1,11 @@
-//! The threads that kernels may use: one pool for the process, sized once, parked when idle.
+//! The threads that kernels may use: one pool for the process, sized once, parked when idle; or, for a thread that
+//! has been given a share of its own ([`use_own_threads`]), that one.
 //!
 //! Work is cut so that the number of threads never changes a result: a task owns whole output elements.
 
 mod pool;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -24,6 +26,24 @@ pub fn set_compute_threads(threads: usize) -> bool {
     decided
 }
 
+thread_local! {
+    /// The share of this thread, if it has one.
+    static OWN: Cell<Option<&'static Option<Pool>>> = const { Cell::new(None) };
+}
+
+/// Gives the calling thread, and nobody else, so many threads for its kernels, counting itself; `0` counts as 1.
+/// For several engines on one processor: in the common pool one of them would have all threads and the others none,
+/// pass by pass. To be called once in a thread that lives as long as the process, as its helpers do.
+pub fn use_own_threads(threads: usize) {
+    let pool = Box::leak(Box::new(build_pool(threads.max(1))));
+    OWN.set(Some(pool));
+}
+
+/// This thread helps others: a loop within theirs runs on it alone.
+fn work_alone() {
+    OWN.set(Some(&None));
+}
+
 /// How many threads kernels use, counting the caller.
 pub fn compute_threads() -> usize {
     1 + pool().as_ref().map_or(0, Pool::workers)
@@ -33,6 +53,9 @@ fn pool() -> &'static Option<Pool> {
     #[cfg(test)]
     if super::isa::Isa::is_forced() {
         return &None;
+    }
+    if let Some(own) = OWN.get() {
+        return own;
     }
     POOL.get_or_init(|| build_pool(0))
 }
@@ -98,5 +121,36 @@ pub fn for_each_chunk<T: Send>(
             .chunks_mut(chunk)
             .enumerate()
             .for_each(|(index, chunk)| task(index, chunk)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_share_is_its_threads_own() {
+        let others = compute_threads();
+        let of_share = |threads| {
+            std::thread::scope(|scope| {
+                let share = scope.spawn(move || {
+                    use_own_threads(threads);
+                    let done = AtomicUsize::new(0);
+                    for_each_range(1_000, MIN_TASK_OPERATIONS, |range| {
+                        // A helper has no helpers.
+                        let is_helper = compute_threads() == 1;
+                        assert!(is_helper || compute_threads() == threads);
+                        done.fetch_add(range.len(), Ordering::Relaxed);
+                    });
+                    assert_eq!(done.load(Ordering::Relaxed), 1_000);
+                    compute_threads()
+                });
+                share.join().expect("no panic")
+            })
+        };
+        assert_eq!([of_share(0), of_share(1), of_share(3)], [1, 1, 3]);
+        assert_eq!(compute_threads(), others);
     }
 }

@@ -102,7 +102,10 @@ impl Pool {
             // Workers live as long as the process, and are not joined.
             std::thread::Builder::new()
                 .name(format!("kernel-{index}"))
-                .spawn(move || shared.help_forever())?;
+                .spawn(move || {
+                    super::work_alone();
+                    shared.help_forever();
+                })?;
         }
         Ok(Self {
             shared,

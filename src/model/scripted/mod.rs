@@ -44,9 +44,11 @@
 //! nan_at_token = 3         # the row's logits turn NaN: the row fails
 //! panic_at_step = 5
 //! fail_step_at = 5         # the pass reports a device error
+//! fail_steps_from = 5      # and so do all after it
 //! out_of_memory_at_step = 5
 //! out_of_memory_from_step = 5  # and at all that follow
 //! stall_at_step = { step = 5, millis = 2000 }
+//! device = 1               # of several devices only this one, from 0
 //! ```
 
 mod image;
@@ -61,8 +63,8 @@ use super::text::detokenize::{Detokenizer, Piece};
 use super::text::tokenizer::TextTokenizer;
 use super::{Admitted, Model, ModelError};
 use crate::batch::{
-    BatchKey, Capacity, Emission, FinishReason, Next, Phase, PlannedRow, RowCost, RowOutcome, Slot,
-    TokenLogprob,
+    BatchKey, Capacity, DeviceNumber, Emission, FinishReason, Next, Phase, PlannedRow, Prefix,
+    RowCost, RowOutcome, Slot, TokenLogprob,
 };
 use crate::job::{Job, TextJob};
 use crate::time::RealClock;
@@ -148,6 +150,14 @@ impl ScriptedModel {
         })
     }
 
+    /// The same on one of several devices: faults of the others are none of its own.
+    #[must_use]
+    pub fn on_device(mut self, device: DeviceNumber) -> Self {
+        let faults = &mut self.script.faults;
+        faults.retain(|fault| fault.device.is_none_or(|number| number == device.0));
+        self
+    }
+
     fn duration(&self, rows: &[PlannedRow]) -> Duration {
         let cost = &self.script.cost;
         let decoding = rows.iter().filter(|row| row.phase != Phase::Begin).count() as u64;
@@ -170,22 +180,22 @@ impl ScriptedModel {
     /// What goes wrong in this pass, if anything does.
     fn trip(&mut self, rows: &[PlannedRow]) -> Result<(), ModelError> {
         for (index, fault) in self.script.faults.iter().enumerate() {
-            let reached = |holds: &dyn Fn(u64) -> bool| match fault.prompt_contains {
-                None => holds(self.steps),
+            let now = |is_meant: &dyn Fn(u64) -> bool| match fault.prompt_contains {
+                None => is_meant(self.steps),
                 Some(_) => rows
                     .iter()
                     .filter_map(|planned| self.rows[planned.slot.index()].as_ref())
-                    .any(|row| row.faults.contains(&index) && holds(row.passes)),
+                    .any(|row| row.faults.contains(&index) && is_meant(row.passes)),
             };
-            let at = |step: Option<u64>| reached(&|now| step == Some(now));
-            let from = |step: Option<u64>| reached(&|now| step.is_some_and(|step| step <= now));
+            let at = |step: Option<u64>| step.is_some_and(|step| now(&|pass| pass == step));
+            let from = |step: Option<u64>| step.is_some_and(|step| now(&|pass| pass >= step));
             if let Some(stall) = fault.stall_at_step
                 && at(Some(stall.step))
             {
                 (self.pause)(Duration::from_millis(stall.millis));
             }
             assert!(!at(fault.panic_at_step), "a planted panic");
-            if at(fault.fail_step_at) {
+            if at(fault.fail_step_at) || from(fault.fail_steps_from) {
                 return Err(ModelError::Device("a planted device error".to_owned()));
             }
             if at(fault.out_of_memory_at_step) || from(fault.out_of_memory_from_step) {
@@ -262,6 +272,17 @@ impl Model for ScriptedModel {
                 .saturating_add(text.max_tokens)
                 .div_ceil(BLOCK_TOKENS),
         }
+    }
+
+    /// It keeps nothing, but is placed like a model that does.
+    fn prefix(&self, job: &Job) -> Prefix {
+        let blocks = job.text().prompt.chunks_exact(BLOCK_TOKENS as usize);
+        let mut before = 0;
+        let blocks = blocks.map(|tokens| {
+            before = fingerprint(&(before, tokens));
+            before
+        });
+        Prefix(blocks.collect())
     }
 
     fn admit(&mut self, slot: Slot, job: &Arc<Job>, choice: u32) -> Result<Admitted, ModelError> {

@@ -150,12 +150,16 @@ pub struct FaultScript {
     pub panic_at_step: Option<u64>,
     /// The pass reports a device error.
     pub fail_step_at: Option<u64>,
+    /// This pass and all after it report a device error.
+    pub fail_steps_from: Option<u64>,
     /// The pass reports that memory ran out.
     pub out_of_memory_at_step: Option<u64>,
     /// This pass and all that follow report that memory ran out.
     pub out_of_memory_from_step: Option<u64>,
     /// The pass takes longer.
     pub stall_at_step: Option<Stall>,
+    /// Only on this of several devices.
+    pub device: Option<u32>,
 }
 
 /// A pass that takes longer.
@@ -255,13 +259,14 @@ impl Script {
                 fault.nan_at_token.is_some(),
                 fault.panic_at_step.is_some(),
                 fault.fail_step_at.is_some(),
+                fault.fail_steps_from.is_some(),
                 fault.out_of_memory_at_step.is_some(),
                 fault.out_of_memory_from_step.is_some(),
                 fault.stall_at_step.is_some(),
             ];
             if kinds.iter().filter(|&&there| there).count() != 1 {
                 return Err(load_error(
-                    "each fault has one of nan_at_token, panic_at_step, fail_step_at, \
+                    "each fault has one of nan_at_token, panic_at_step, fail_step_at, fail_steps_from, \
                      out_of_memory_at_step, out_of_memory_from_step, stall_at_step",
                 ));
             }

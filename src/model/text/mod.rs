@@ -26,7 +26,7 @@ pub mod work;
 
 use std::sync::Arc;
 
-use crate::batch::{BatchKey, Capacity, Next, PlannedRow, RowCost, RowOutcome, Slot};
+use crate::batch::{BatchKey, Capacity, Next, PlannedRow, Prefix, RowCost, RowOutcome, Slot};
 use crate::job::{Job, TextJob};
 use crate::model::{Admitted, CacheReport, Model, ModelError};
 
@@ -259,6 +259,14 @@ impl Model for TextModel {
             begin_work: job.prompt.len().max(1) as u32,
             max_iterations: job.max_tokens,
             memory_units: blocks_for(self.positions(job)) as u32,
+        }
+    }
+
+    fn prefix(&self, job: &Job) -> Prefix {
+        let job = job.text();
+        match job.prompt_logprobs.is_none() && self.pool.prefixes().is_on() {
+            true => prefix_cache::prompt_digests(&job.cache_salt, &job.prompt),
+            false => Prefix::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest, Sha256};
 
+use crate::batch::Prefix;
 use crate::job::CacheSalt;
 use crate::kernels::attention::BLOCK_TOKENS;
 
@@ -27,6 +28,20 @@ impl BlockDigest {
         }
         BlockDigest(digest.finalize().into())
     }
+}
+
+/// The digests of the full blocks of a prompt that [`PrefixCache::find`] could find, the first eight bytes of each.
+pub fn prompt_digests(salt: &CacheSalt, prompt: &[u32]) -> Prefix {
+    let Some((_, before_last)) = prompt.split_last() else {
+        return Prefix::default();
+    };
+    let mut last = BlockDigest(salt.0);
+    let blocks = before_last.chunks_exact(BLOCK_TOKENS).map(|tokens| {
+        last = BlockDigest::after(&last, tokens);
+        let [a, b, c, d, e, f, g, h, ..] = last.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    });
+    Prefix(blocks.collect())
 }
 
 /// The digests of one row's blocks, token by token as their keys and values are stored.
@@ -252,6 +267,29 @@ mod tests {
         assert!(found(&tokens(1, 97)).is_empty());
         // The second block's tokens at the beginning are something else.
         assert!(found(&tokens(32, 65)).is_empty());
+    }
+
+    #[test]
+    fn prompts_have_the_digests_that_they_have_in_common() {
+        let digests = |salt: u8, prompt: &[u32]| prompt_digests(&CacheSalt([salt; 32]), prompt).0;
+        let whole = digests(1, &tokens(0, 97));
+        assert_eq!(whole.len(), 3);
+        assert_eq!(
+            digests(1, &tokens(0, 96))[..],
+            whole[..2],
+            "its last token is computed"
+        );
+        assert!(digests(1, &tokens(0, 32)).is_empty() && digests(1, &[]).is_empty());
+        let mut other = tokens(0, 97);
+        other[40] = 1_000;
+        let other = digests(1, &other);
+        assert_eq!(other[0], whole[0]);
+        assert!(other[1] != whole[1] && other[2] != whole[2]);
+        assert!(
+            digests(2, &tokens(0, 97))
+                .iter()
+                .all(|digest| !whole.contains(digest))
+        );
     }
 
     #[test]
