@@ -41,11 +41,7 @@ pub(super) const MAX_WORDS: usize = 24;
 #[repr(C)]
 pub(super) struct Words {
     pub(super) words: [u64; MAX_WORDS],
-    /// Bytes that count.
-    #[allow(
-        dead_code,
-        reason = "only the tests read it: the card knows its kernels' sizes"
-    )]
+    /// Bytes that count. The card knows its kernels' sizes; the emulation compares.
     pub(super) bytes: usize,
 }
 
