@@ -36,7 +36,7 @@ pub(super) fn checks(folder: &Path) -> std::io::Result<Vec<Check>> {
     for dtype in [FloatType::F32, FloatType::BF16] {
         let text = |cuda_graphs| {
             let shape = shape.clone();
-            move |place: &Place| {
+            move |place: &Place| -> Result<Vec<f32>, ModelError> {
                 let mut model = build_with(place, &shape, dtype, 3, cuda_graphs)?;
                 let (tokens, logprobs) = say(&mut model)?;
                 Ok([tokens, logprobs].concat())
