@@ -1,14 +1,18 @@
 # syntax=docker/dockerfile:1
 # CPU:   docker build -t girandole .
 # CUDA:  docker build -t girandole:cuda13-sm90 --build-arg VARIANT=cuda --build-arg CUDA_COMPUTE_CAP=90 .
+# For drivers from 570 on, not 580:  --build-arg CUDA_VERSION=12.8.1
+# With cuDNN, whose convolutions make pictures faster:  --build-arg CUDNN=yes
 ARG VARIANT=cpu
 ARG CUDA_VERSION=13.0.1
+# Anything for cuDNN's convolutions, nothing for none.
+ARG CUDNN=
 
 # --- build -------------------------------------------------------------------------------------
 FROM rust:1.95-bookworm AS build-cpu
 ENV FEATURES=""
 
-FROM nvidia/cuda:${CUDA_VERSION}-devel-ubuntu24.04 AS build-cuda
+FROM nvidia/cuda:${CUDA_VERSION}-${CUDNN:+cudnn-}devel-ubuntu24.04 AS build-cuda
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -19,7 +23,8 @@ ENV PATH=/root/.cargo/bin:$PATH
 # No card can be seen while an image is built, so its compute capability has to be said:
 # 80 A100, 86 A10, 89 L4 and L40S, 90 H100 and H200.
 ARG CUDA_COMPUTE_CAP=90
-ENV CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP} FEATURES="--features cuda"
+ARG CUDNN
+ENV CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP} FEATURES="--features ${CUDNN:+cudnn,}cuda"
 
 # hadolint ignore=DL3006
 FROM build-${VARIANT} AS build
@@ -38,14 +43,16 @@ RUN apt-get update \
 
 FROM nvidia/cuda:${CUDA_VERSION}-base-ubuntu24.04 AS run-cuda
 # cuBLAS, cuRAND and NVRTC of the release that the program was built with; the driver's libcuda
-# comes from the host (docker run --gpus all).
+# comes from the host (docker run --gpus all), and its stand-in of the build must not be here.
 ARG CUDA_VERSION
+ARG CUDNN
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN release=$(cut -d. -f1,2 <<<"$CUDA_VERSION" | tr . -) \
     && apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates python3-pip \
         "libcublas-$release" "libcurand-$release" "cuda-nvrtc-$release" \
+        ${CUDNN:+"libcudnn9-cuda-${CUDA_VERSION%%.*}"} \
     && rm -rf /var/lib/apt/lists/*
 
 # hadolint ignore=DL3006

@@ -7,7 +7,7 @@
 //! - layer 2, models: [`model`], [`kernels`]
 //! - layer 3, engine: [`engine`] (one thread per device: scheduler + model + logs)
 //! - layer 4, edge: `intake` (request -> job), `api` (HTTP dialects, SSE)
-//! - layer 5, shell: `config`, `telemetry`, `shutdown`, `client`, [`bench`]
+//! - layer 5, shell: `config`, `telemetry`, `shutdown`, `client`, [`bench`], [`gpu_check`]
 
 pub mod api;
 pub mod batch;
@@ -16,6 +16,7 @@ pub mod client;
 pub mod config;
 pub mod engine;
 pub mod events;
+pub mod gpu_check;
 pub mod intake;
 pub mod job;
 pub mod kernels;

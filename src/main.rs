@@ -1,7 +1,7 @@
 //! The `girandole` program: parse, build, run.
 //!
 //! Exit codes: 0 for a good end, 1 when running failed, 2 for a command line or configuration that
-//! cannot be used.
+//! cannot be used. `bench compare` and `gpu-check` have a meaning of their own for each, which their help tells.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -22,11 +22,13 @@ use girandole::bench::options::LoadOptions;
 use girandole::bench::render::{self, ReportFiles, ReportOptions};
 use girandole::bench::results::{BenchReport, Task};
 use girandole::bench::run::RunError;
+use girandole::bench::stop::Stop;
 use girandole::bench::watcher::LiveWatcher;
 use girandole::bench::{self, EngineBench, ReportFormat};
 use girandole::config::{BenchCommand, Command, CommandLine, Config, ModelConfig, ModelsCommand};
 use girandole::engine::{self, DeviceEngine, EngineHandle, EngineState};
 use girandole::events::store::EventStore;
+use girandole::gpu_check::{self, GpuCheck};
 use girandole::intake::{ImageDefaults, ImageIntake, Intake, TextDefaults, TextIntake};
 use girandole::kernels::candle_threads::set_candle_threads;
 use girandole::kernels::isa::Isa;
@@ -101,22 +103,21 @@ fn main() -> ExitCode {
     );
     let variables = line.variables();
     let result = match line.command {
+        Command::GpuCheck(options) => return check_card(&options),
         Command::Serve => run_service(&config),
         Command::Models(command) => look_after_models(&command, &config),
         Command::Bench(BenchCommand::Engine(options)) => bench_engine(&options, &config),
         Command::Bench(BenchCommand::Run(options, files)) => {
             let serve_with = serve_with(&options.load, &config, variables);
-            let mut watcher = LiveWatcher::start(task_of(&options.load));
-            let report = bench::report_of::run(&options, &serve_with, &mut watcher);
-            watcher.finish();
-            tell_report(report, &files)
+            measure(task_of(&options.load), &files, |watcher| {
+                bench::report_of::run(&options, &serve_with, watcher)
+            })
         }
         Command::Bench(BenchCommand::Capacity(options, files)) => {
             let serve_with = serve_with(&options.load, &config, variables);
-            let mut watcher = LiveWatcher::start(task_of(&options.load));
-            let report = bench::capacity::run(&options, &serve_with, &mut watcher);
-            watcher.finish();
-            tell_report(report, &files)
+            measure(task_of(&options.load), &files, |watcher| {
+                bench::capacity::run(&options, &serve_with, watcher)
+            })
         }
         Command::Bench(BenchCommand::Compare(_) | BenchCommand::Report(_)) => {
             unreachable!("they have been dealt with")
@@ -365,7 +366,12 @@ async fn listen_and_serve(
     keys: ApiKeys,
     prepared: Vec<PreparedModel>,
 ) -> anyhow::Result<()> {
-    let signals = Signals::catch().context("cannot catch signals")?;
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    if config.stop_with_stdin {
+        signals = signals
+            .with_stdin()
+            .context("cannot wait for the end of stdin")?;
+    }
     let listener =
         listen(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr().context("cannot tell the address")?;
@@ -517,15 +523,31 @@ fn serve_with(
     variables
 }
 
-/// The answer goes to stdout, all of it to where it was asked for.
-fn tell_report(report: Result<BenchReport, RunError>, files: &ReportFiles) -> anyhow::Result<()> {
-    let report = report?;
+/// The answer goes to stdout, all of it to where it was asked for: also of a measurement that a signal has ended.
+fn measure(
+    task: Task,
+    files: &ReportFiles,
+    measured: impl FnOnce(&mut LiveWatcher) -> Result<BenchReport, RunError>,
+) -> anyhow::Result<()> {
+    let stop = Stop::on_signals().context("cannot catch signals")?;
+    let mut watcher = LiveWatcher::start(task, stop.clone());
+    let report = measured(&mut watcher);
+    watcher.finish();
+    tell_report(&report?, files)?;
+    anyhow::ensure!(
+        !stop.is_wanted(),
+        "stopped: only what was measured until then has been reported"
+    );
+    Ok(())
+}
+
+fn tell_report(report: &BenchReport, files: &ReportFiles) -> anyhow::Result<()> {
     // Measuring took minutes: if one place cannot be written to, the others still get their report.
     let shown = match &report.capacity {
         Some(capacity) => say(&capacity.sentence),
-        None => say(render::markdown(&report).trim_end()),
+        None => say(render::markdown(report).trim_end()),
     };
-    let kept = render::write(&report, files);
+    let kept = render::write(report, files);
     shown?;
     Ok(kept?)
 }
@@ -545,6 +567,28 @@ fn compare_reports(options: &CompareOptions) -> ExitCode {
     match text.and_then(|text| say(text.trim_end())) {
         Ok(()) => ExitCode::from(found.judgement.exit_code()),
         Err(error) => complain(&format!("{error:#}"), unusable),
+    }
+}
+
+fn check_card(options: &GpuCheck) -> ExitCode {
+    let report = match gpu_check::run(options) {
+        Ok(report) => report,
+        Err(error) => return complain(&error.to_string(), 2),
+    };
+    let shown = say(report.table().trim_end());
+    let kept = match &options.json {
+        Some(path) => serde_json::to_string_pretty(&report)
+            .map_err(anyhow::Error::from)
+            .and_then(|json| {
+                std::fs::write(path, json + "\n")
+                    .with_context(|| format!("cannot write --json {}", path.display()))
+            }),
+        None => Ok(()),
+    };
+    match shown.and(kept) {
+        Ok(()) if report.is_well() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => complain(&format!("{error:#}"), 1),
     }
 }
 

@@ -28,6 +28,17 @@ pub struct ApiError {
     pub field: Option<String>,
     /// When to come back (429 and 503).
     pub retry_after: Option<Duration>,
+    /// How the queue stands that had no place.
+    pub queue: Option<FullQueue>,
+}
+
+/// How a queue stands that has no place for a request: as of the engine's last turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FullQueue {
+    /// Requests that wait; the one refused would have been behind them.
+    pub waiting: u32,
+    /// When a request that came now would start, if that can be told.
+    pub eta: Option<Duration>,
 }
 
 /// How an error's body looks.
@@ -40,7 +51,7 @@ pub enum ErrorShape {
     /// `{"error": code, "detail": message, "body": "", "errors": message, "field"}`
     WebUi,
     /// `{"detail": message, "error": message, "code", "field"}`; of a 422, `detail` lists what is wrong, as
-    /// Gradio's validators do.
+    /// Gradio's validators do; of a full queue there are `position`, `size` and `eta` (seconds), as in an estimation.
     Gradio,
 }
 
@@ -69,6 +80,7 @@ impl ApiError {
             message: message.into(),
             field: None,
             retry_after: None,
+            queue: None,
         }
     }
 
@@ -160,21 +172,31 @@ impl ApiError {
                 "errors": self.message,
                 "field": self.field,
             }),
-            ErrorShape::Gradio => json!({
-                "detail": match self.status {
-                    StatusCode::UNPROCESSABLE_ENTITY => json!([{
-                        "__type__": "validate",
-                        "is_valid": false,
-                        "parameter_name": self.field,
-                        "message": self.message,
-                    }]),
-                    _ => self.message.as_str().into(),
-                },
-                "error": self.message,
-                "code": self.code,
-                "field": self.field,
-            }),
+            ErrorShape::Gradio => self.gradio_body(),
         }
+    }
+
+    fn gradio_body(&self) -> Value {
+        let mut body = json!({
+            "detail": match self.status {
+                StatusCode::UNPROCESSABLE_ENTITY => json!([{
+                    "__type__": "validate",
+                    "is_valid": false,
+                    "parameter_name": self.field,
+                    "message": self.message,
+                }]),
+                _ => self.message.as_str().into(),
+            },
+            "error": self.message,
+            "code": self.code,
+            "field": self.field,
+        });
+        if let Some(queue) = self.queue {
+            body["position"] = queue.waiting.into();
+            body["size"] = queue.waiting.into();
+            body["eta"] = queue.eta.map(|eta| eta.as_secs_f64()).into();
+        }
+        body
     }
 
     /// The whole response.

@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use super::auth::Caller;
 use super::blocking::on_blocking_pool;
-use super::error::ApiError;
+use super::error::{ApiError, FullQueue};
 use super::openai::ReplyShape;
 use super::picture_parameters::PictureParameters;
 use super::requests::{Claim, KeyClaim, Reader, Readers, Request, abandon_when_unread};
 use super::{AppState, ServedModel};
-use crate::engine::{Permit, Submission};
+use crate::engine::{Permit, Reject, Submission};
 use crate::events::EventSink;
 use crate::events::store::{Lookup, SharedLog};
 use crate::intake::Draft;
@@ -225,7 +225,8 @@ async fn admit(
 ) -> Result<(Job, Permit), ApiError> {
     let rows = model.intake.rows(&draft)?;
     let estimate = model.intake.estimated_prompt_tokens(&draft);
-    let mut permit = model.engine.reserve(user, rows, estimate)?;
+    let permit = model.engine.reserve(user, rows, estimate);
+    let mut permit = permit.map_err(|reject| refused(model, reject))?;
     let model = Arc::clone(model);
     on_blocking_pool(move || {
         let job = model.intake.job(draft)?;
@@ -238,6 +239,25 @@ async fn admit(
         Ok::<_, ApiError>((job, permit))
     })
     .await
+}
+
+/// A refusal, with how the queue stands if it is that which had no place.
+fn refused(model: &ServedModel, reject: Reject) -> ApiError {
+    let is_full = matches!(
+        reject,
+        Reject::QueueFull { .. } | Reject::UserQueueFull { .. }
+    );
+    let queue = is_full.then(|| {
+        let snapshot = model.engine.snapshot();
+        FullQueue {
+            waiting: snapshot.waiting_requests,
+            eta: snapshot.eta,
+        }
+    });
+    ApiError {
+        queue,
+        ..ApiError::from(reject)
+    }
 }
 
 enum Claimed {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::driver::Driver;
 use super::limits::{Limits, Shares};
-use super::machine::{Machine, processor_time};
+use super::machine::{Machine, Memory, processor_time};
+use super::picture_report::LoadFigures;
 use super::report::{
     DecodeFigures, DecodeLevel, Demand, EngineReport, Measured, PartShare, PrefillFigures,
     PrefillLevel, Report, SCHEMA, SCHEMA_VERSION, Setup, part_shares,
@@ -15,6 +16,7 @@ use super::report::{
 use super::statistics::Spread;
 use super::{BenchError, EngineBench, pictures};
 use crate::config::{Config, ModelConfig};
+use crate::gpu_check::card::Card;
 use crate::kernels::isa::Isa;
 use crate::kernels::threads::compute_threads;
 use crate::model::ModelError;
@@ -68,8 +70,19 @@ fn run_text(
     settings.batch_size = options.rows.iter().copied().max().unwrap_or(1);
     settings.prefix_cache_tokens = Some(0);
     let served_context = assets.served_context(&settings, model.device())?;
+    // Before the model takes the card's memory.
+    let card_limits = match model.device() {
+        DeviceSpec::Cpu => None,
+        DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => {
+            tracing::info!("measuring the card's limits");
+            Some(Limits::of_device(model.device(), model.text.dtype)?)
+        }
+    };
     tracing::info!(model = model.name, "loading the model");
+    let loading = RealClock::start();
     let mut text_model = loader::build_text(&assets, model.device(), &settings)?;
+    let load_seconds = loading.elapsed().as_secs_f64();
+    let memory = Memory::now();
     let work = text_model.work();
 
     let limits = match model.device() {
@@ -78,7 +91,7 @@ fn run_text(
             let caches = machine.last_level_cache_bytes;
             Some(Limits::measure(caches, work.weight_bytes())?)
         }
-        DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => None,
+        DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => card_limits,
     };
     let vocabulary = u32::try_from(assets.config.vocab_size).unwrap_or(u32::MAX);
     let mut bench = Bench {
@@ -86,6 +99,7 @@ fn run_text(
         options,
         work: &work,
         limits: limits.as_ref(),
+        times_parts: model.device() == DeviceSpec::Cpu,
         clock: RealClock::start(),
     };
     let prefill = bench.prefill_levels()?;
@@ -103,8 +117,13 @@ fn run_text(
                 * (work.every_token.integer_products + work.wanted_tokens.integer_products),
         },
         limits,
+        load: LoadFigures {
+            seconds: load_seconds,
+            memory,
+        },
         prefill,
         decode,
+        card: Card::of(model.device()),
     })
 }
 
@@ -156,6 +175,8 @@ struct Bench<'a> {
     options: &'a EngineBench,
     work: &'a DecoderWork,
     limits: Option<&'a Limits>,
+    /// Elsewhere work goes on when its part has ended.
+    times_parts: bool,
     clock: RealClock,
 }
 
@@ -300,8 +321,7 @@ impl Bench<'_> {
     ) -> Result<Option<Vec<PartShare>>, BenchError> {
         let (sample, times) = profile::record(|| self.sample(run));
         let took = sample?.wall;
-        // Where limits are unknown, work goes on when its part has ended.
-        Ok(self.limits.map(|_| part_shares(&times, took, steps)))
+        Ok(self.times_parts.then(|| part_shares(&times, took, steps)))
     }
 
     fn shares(&self, pass: &PassWork, took_ms: &Spread) -> Option<Shares> {

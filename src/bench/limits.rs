@@ -1,13 +1,18 @@
-//! What the machine could give at best, measured with the kernels' own threads and instructions.
+//! What the machine could give at best, measured with the kernels' own threads and instructions; or on a card with its
+//! own copy and its makers' products.
 //!
 //! A limit is the best of a few runs, since whatever else the machine does only ever slows it.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::BenchError;
+use crate::kernels::ceilings::device::{DeviceCopy, DeviceProduct, Multiplication};
 use crate::kernels::ceilings::{ReadBuffer, multiply_floats, multiply_integers};
+use crate::model::ModelError;
+use crate::model::device::{DeviceSpec, FloatType};
 use crate::model::text::work::PassWork;
 use crate::time::RealClock;
 
@@ -20,6 +25,10 @@ const CACHES: u64 = 4;
 /// The least and the most memory that is read, whatever the caches.
 const MIN_BUFFER_BYTES: u64 = 256 << 20;
 const MAX_BUFFER_BYTES: u64 = 2 << 30;
+/// What a card copies at a time, beyond any cache of one.
+const COPY_BYTES: u64 = 1 << 30;
+/// Rows and columns of the matrices that a card multiplies: large enough to fill it.
+const EDGE: usize = 8192;
 
 /// The machine's limits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -89,6 +98,29 @@ impl Limits {
         })
     }
 
+    /// Those of a card, for weights in this format; weights in fewer bits are multiplied in f16. For reading stands
+    /// copying, of which every byte counts twice: once read, once written.
+    ///
+    /// # Errors
+    /// The card is not there, or has no 3 GiB left.
+    pub fn of_device(device: DeviceSpec, dtype: Option<FloatType>) -> Result<Self, ModelError> {
+        let copy = ReadLimit {
+            buffer_bytes: COPY_BYTES,
+            bytes_per_second: copy_bytes_per_second(device, COPY_BYTES)?,
+        };
+        let multiplication = match dtype {
+            Some(dtype) => Multiplication::of(dtype.into()),
+            None => Multiplication::F16,
+        };
+        let operations = operations_per_second(device, EDGE, multiplication)?;
+        Ok(Limits {
+            memory: copy,
+            weights: copy,
+            float_operations_per_second: operations,
+            integer_operations_per_second: operations,
+        })
+    }
+
     /// How much of the limits a pass uses that took `seconds`. Integers and floating-point numbers share
     /// the same units, so their times add up.
     pub fn shares(&self, pass: &PassWork, seconds: f64) -> Shares {
@@ -115,6 +147,28 @@ pub fn float_operations_per_second() -> f64 {
     best_rate(multiply_floats)
 }
 
+/// How fast a device copies a buffer of `bytes` bytes: bytes read or written a second.
+///
+/// # Errors
+/// The device is not there, or has no room for two such buffers.
+pub fn copy_bytes_per_second(device: DeviceSpec, bytes: u64) -> Result<f64, ModelError> {
+    let copy = DeviceCopy::new(&device.open()?, bytes)?;
+    try_best_rate(|turns| Ok(copy.run(turns)?))
+}
+
+/// How fast a device multiplies matrices of `edge` rows and columns: operations a second, two for each multiply-add.
+///
+/// # Errors
+/// The device is not there, does not know the format, or has no room for three such matrices.
+pub fn operations_per_second(
+    device: DeviceSpec,
+    edge: usize,
+    multiplication: Multiplication,
+) -> Result<f64, ModelError> {
+    let product = DeviceProduct::new(&device.open()?, edge, multiplication)?;
+    try_best_rate(|turns| Ok(product.run(turns)?))
+}
+
 fn read_limit(bytes: u64) -> Result<ReadLimit, BenchError> {
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
     let buffer = ReadBuffer::new(size).map_err(|_| BenchError::NoMemory(size))?;
@@ -126,21 +180,31 @@ fn read_limit(bytes: u64) -> Result<ReadLimit, BenchError> {
 
 /// Units a second of work that takes a number of turns and returns its units.
 fn best_rate(work: impl Fn(usize) -> u64) -> f64 {
+    let certain = |turns| Ok::<_, Infallible>(work(turns));
+    match try_best_rate(certain) {
+        Ok(rate) => rate,
+        Err(never) => match never {},
+    }
+}
+
+/// The same for work that may fail.
+fn try_best_rate<E>(work: impl Fn(usize) -> Result<u64, E>) -> Result<f64, E> {
     let clock = RealClock::start();
     let run = |turns| {
         let start = clock.elapsed();
-        let units = work(turns);
-        (units, clock.elapsed().saturating_sub(start))
+        let units = work(turns)?;
+        Ok((units, clock.elapsed().saturating_sub(start)))
     };
     let mut turns = 1usize;
-    while run(turns).1 < MIN_RUN {
+    while run(turns)?.1 < MIN_RUN {
         turns = turns.saturating_mul(2);
     }
-    let rates = (0..RUNS).map(|_| {
-        let (units, took) = run(turns);
-        units as f64 / took.as_secs_f64().max(f64::MIN_POSITIVE)
-    });
-    rates.fold(0.0, f64::max)
+    let mut best = 0.0f64;
+    for _ in 0..RUNS {
+        let (units, took) = run(turns)?;
+        best = best.max(units as f64 / took.as_secs_f64().max(f64::MIN_POSITIVE));
+    }
+    Ok(best)
 }
 
 #[cfg(test)]
@@ -160,6 +224,15 @@ mod tests {
         }
         assert_eq!(limits.memory.buffer_bytes, MIN_BUFFER_BYTES);
         assert_eq!(limits.weights.buffer_bytes, 1 << 20);
+    }
+
+    #[test]
+    fn a_device_is_measured_and_a_failure_is_told() {
+        let cpu = DeviceSpec::Cpu;
+        assert!(copy_bytes_per_second(cpu, 1 << 16).unwrap() > 1e6);
+        assert!(operations_per_second(cpu, 32, Multiplication::F32).unwrap() > 1e6);
+        let failing = try_best_rate(|turns| if turns < 4 { Ok(1) } else { Err("planted") });
+        assert_eq!(failing, Err("planted"));
     }
 
     #[test]

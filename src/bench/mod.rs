@@ -30,6 +30,7 @@ pub mod results;
 pub mod run;
 pub mod setup;
 pub mod statistics;
+pub mod stop;
 mod table;
 pub mod target;
 pub mod watcher;

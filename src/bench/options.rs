@@ -118,8 +118,10 @@ pub struct CapacityOptions {
     pub load: LoadOptions,
     /// What is searched for.
     pub axis: Axis,
-    /// How narrow the interval is to be, as a share of the answer.
+    /// How narrow the interval of a search is to be, as a share of the answer.
     pub precision: f64,
+    /// Searches.
+    pub repeats: u32,
     /// The first load that is tried.
     pub start: f64,
     /// The greatest.

@@ -1,4 +1,5 @@
 //! A service of our own, for as long as it is measured: a process of this program, reached over HTTP like any other.
+//! It holds the other end of a pipe and ends when we do, however that is: by a signal that nobody catches, too.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -24,9 +25,16 @@ impl OwnServer {
         };
         let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
         let mut child = Command::new(program)
-            .args(["serve", "--host", "127.0.0.1", "--port", "0"])
+            .args([
+                "serve",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--stop-with-stdin",
+            ])
             .envs(variables.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| failed(error.to_string()))?;

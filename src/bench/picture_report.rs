@@ -7,6 +7,7 @@ use super::machine::{Machine, Memory};
 use super::picture_work::PictureWork;
 use super::report::Measured;
 use super::statistics::Spread;
+use crate::gpu_check::card::Card;
 
 /// What the object is called; its meaning changes with the version only.
 pub const SCHEMA: &str = "girandole.bench.engine.images";
@@ -28,8 +29,8 @@ pub struct PictureReport {
     pub setup: PictureSetup,
     /// Making the model ready.
     pub load: LoadFigures,
-    /// Operations on f32 a second that the processor could do, two for each multiply-add; only known for the
-    /// processor.
+    /// Operations a second, two for each multiply-add: of f32 that the processor could do; or in products in the
+    /// weights' format (f16 where none was chosen) that the card could.
     pub float_operations_per_second: Option<f64>,
     /// Reading one prompt of one window with every text encoder.
     pub text: Measured<Timed>,
@@ -37,6 +38,8 @@ pub struct PictureReport {
     pub sizes: Vec<SizeLevel>,
     /// The process when all was done, if the system tells.
     pub memory: Option<Memory>,
+    /// The card when all was done, as its driver tells; nothing for other devices.
+    pub card: Option<Card>,
 }
 
 /// What was measured, and how.

@@ -6,6 +6,7 @@ use super::machine::Memory;
 use super::picture_report::{PictureReport, SizeLevel, Timed};
 use super::report::Measured;
 use super::table::{decimal, machine_line, note, number, percent, right_aligned, titled};
+use crate::model::device::DeviceSpec;
 
 impl PictureReport {
     /// The report as tables.
@@ -55,10 +56,16 @@ impl PictureReport {
             lines.push(("memory", memory(loaded, end)));
         }
         let limit = match self.float_operations_per_second {
-            Some(rate) => format!("arithmetic {}/s in f32", decimal(rate, "FLOP")),
-            None => "measured for the processor only".to_owned(),
+            Some(rate) if setup.device == DeviceSpec::Cpu.to_string() => {
+                format!("arithmetic {}/s in f32", decimal(rate, "FLOP"))
+            }
+            Some(rate) => format!("arithmetic {}/s in products", decimal(rate, "FLOP")),
+            None => "not measured".to_owned(),
         };
         lines.push(("limits", limit));
+        if let Some(card) = &self.card {
+            lines.push(("card", card.line()));
+        }
         lines
     }
 

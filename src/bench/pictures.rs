@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::limits;
+use super::limits::{self, Limits};
 use super::machine::{Machine, Memory};
 use super::picture_driver::PictureDriver;
 use super::picture_report::{
@@ -18,6 +18,7 @@ use super::report::Measured;
 use super::statistics::Spread;
 use super::{BenchError, EngineBench};
 use crate::config::ModelConfig;
+use crate::gpu_check::card::Card;
 use crate::job::Job;
 use crate::kernels::isa::Isa;
 use crate::kernels::threads::compute_threads;
@@ -47,6 +48,13 @@ pub(super) fn run(
     files: &ImageFiles,
 ) -> Result<PictureReport, BenchError> {
     let machine = Machine::here();
+    // Before the model takes the card's memory.
+    let card_operations = match model.device() {
+        DeviceSpec::Cpu => None,
+        DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => {
+            Some(Limits::of_device(model.device(), model.diffusion.dtype)?)
+        }
+    };
     let clock = RealClock::start();
     let assets = loader::load_files(files)?;
     let sizes = sizes(options, &assets)?;
@@ -61,9 +69,9 @@ pub(super) fn run(
         seconds: clock.elapsed().as_secs_f64(),
         memory: Memory::now(),
     };
-    let float_operations_per_second = match model.device() {
-        DeviceSpec::Cpu => Some(limits::float_operations_per_second()),
-        DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => None,
+    let float_operations_per_second = match card_operations {
+        None => limits::float_operations_per_second(),
+        Some(limits) => limits.float_operations_per_second,
     };
     let frontend = Arc::clone(&assets.frontend);
     let mut bench = PictureBench {
@@ -71,7 +79,7 @@ pub(super) fn run(
         options,
         // Other families' shapes are not counted.
         shape: StableDiffusionConfig::read(&files.folder).ok(),
-        float_operations_per_second,
+        float_operations_per_second: Some(float_operations_per_second),
         rows_per_picture: 1 + u32::from(assets.frontend.guidance() == Guidance::Classifier),
         clock,
     };
@@ -88,10 +96,11 @@ pub(super) fn run(
         machine,
         setup: setup(options, model),
         load,
-        float_operations_per_second,
+        float_operations_per_second: Some(float_operations_per_second),
         text,
         sizes,
         memory: Memory::now(),
+        card: Card::of(model.device()),
     })
 }
 

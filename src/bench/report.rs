@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::limits::{Limits, Shares};
 use super::machine::Machine;
-use super::picture_report::PictureReport;
+use super::picture_report::{LoadFigures, PictureReport};
 use super::statistics::Spread;
+use crate::gpu_check::card::Card;
 use crate::model::text::profile::{Part, PartTimes};
 
 /// What the object is called; its meaning changes with the version only.
@@ -51,12 +52,16 @@ pub struct EngineReport {
     pub setup: Setup,
     /// What the model asks of any machine.
     pub demand: Demand,
-    /// What this machine could give; only known for the processor.
+    /// What this machine could give: the processor, or the card.
     pub limits: Option<Limits>,
+    /// Until the model stood ready; memory of the process, not of a card.
+    pub load: LoadFigures,
     /// One entry per prompt length.
     pub prefill: Vec<PrefillLevel>,
     /// One entry per number of rows.
     pub decode: Vec<DecodeLevel>,
+    /// The card after all levels, as its driver tells; nothing for other devices.
+    pub card: Option<Card>,
 }
 
 /// What was measured, and how.

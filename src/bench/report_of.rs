@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::capacity::limits::shown;
 use super::load::Pattern;
 use super::options::{LoadOptions, Offer, RunOptions};
 use super::results::{
-    self, BenchKind, BenchReport, Capacity, Outcome, Point, SCHEMA, SCHEMA_VERSION,
+    self, BenchKind, BenchReport, Capacity, MIN_SAMPLES_ABOVE, Objectives, Outcome, Point, SCHEMA,
+    SCHEMA_VERSION,
 };
 use super::run::{Plan, PointSpec, RunError, Watcher};
 use super::setup::{Opened, described_arrivals, settings};
@@ -39,7 +41,7 @@ pub fn run(
         Offer::Trace(trace) => vec![Pattern::Trace(trace.clone())],
     };
     let mut points = Vec::new();
-    for pattern in &patterns {
+    'all: for pattern in &patterns {
         let is_trace = matches!(pattern, Pattern::Trace(_));
         for repeat in 0..options.repeats {
             let spec = PointSpec {
@@ -58,7 +60,11 @@ pub fn run(
                     measured: options.duration,
                 },
             };
-            points.push(opened.session.measure(&spec, watcher)?.point);
+            match opened.session.measure(&spec, watcher) {
+                Ok(measured) => points.push(measured.point),
+                Err(RunError::Stopped) if !points.is_empty() => break 'all,
+                Err(error) => return Err(error),
+            }
         }
     }
     let arrivals = match &options.offer {
@@ -77,7 +83,8 @@ pub fn run(
     let mut all_settings = settings(&options.load);
     all_settings.insert("duration".to_owned(), json!(options.duration.as_secs_f64()));
     all_settings.insert("repeats".to_owned(), json!(options.repeats));
-    Ok(assemble(
+    let (asked, measured) = (patterns.len() * options.repeats as usize, points.len());
+    let mut report = assemble(
         BenchKind::Run,
         &options.load,
         &opened,
@@ -85,7 +92,30 @@ pub fn run(
         all_settings,
         points,
         None,
-    ))
+    );
+    if measured < asked {
+        let warning = format!("stopped: {measured} of {asked} points were measured");
+        report.warnings.push(warning);
+    }
+    Ok(report)
+}
+
+/// What a reader of percentiles wants to know: at which points too few requests were seen for the one that the
+/// objectives speak of.
+fn few_samples(objectives: &Objectives, points: &[Point]) -> Option<String> {
+    let needed = (MIN_SAMPLES_ABOVE / (1.0 - objectives.good_share).max(1e-3) - 1e-6).ceil() as u64;
+    let few = points
+        .iter()
+        .filter(|point| point.counts.completed < needed);
+    let few = few.count();
+    (few > 0).then(|| {
+        format!(
+            "{few} of {} points saw fewer than the {needed} completed requests that a percentile of {} % needs; they \
+             show lower percentiles. Their verdicts rest on counts of good and bad requests, which need fewer",
+            points.len(),
+            shown(objectives.good_share * 100.0)
+        )
+    })
 }
 
 /// Everything about a measurement in one object.
@@ -109,6 +139,7 @@ pub(super) fn assemble(
             points.len()
         ));
     }
+    warnings.extend(few_samples(opened.session.objectives(), &points));
     let duration = opened.session.elapsed();
     BenchReport {
         schema: SCHEMA.to_owned(),

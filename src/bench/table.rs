@@ -6,6 +6,7 @@ use super::limits::{Limit, Limits, Shares};
 use super::machine::Machine;
 use super::report::{EngineReport, Measured, PartShare, Setup};
 use super::statistics::Spread;
+use crate::model::device::DeviceSpec;
 
 /// Columns of the table of parts that stand side by side.
 const LEVELS_ABREAST: usize = 7;
@@ -56,10 +57,14 @@ impl EngineReport {
             ),
         ];
         let limits = match &self.limits {
-            Some(limits) => limit_lines(limits),
-            None => "measured for the processor only".to_owned(),
+            Some(limits) if setup.device == DeviceSpec::Cpu.to_string() => limit_lines(limits),
+            Some(limits) => card_limit_lines(limits),
+            None => "not measured".to_owned(),
         };
         lines.push(("limits", limits));
+        if let Some(card) = &self.card {
+            lines.push(("card", card.line()));
+        }
         if let Some(tokens) = setup.serve_chunk_tokens {
             let budget = setup.serve_step_budget_ms;
             lines.push((
@@ -165,6 +170,15 @@ fn model(setup: &Setup) -> String {
         setup.kv_dtype, setup.served_context
     );
     text
+}
+
+fn card_limit_lines(limits: &Limits) -> String {
+    format!(
+        "memory {}/s copying {}, read and written\narithmetic {}/s in products of the weights' format",
+        decimal(limits.memory.bytes_per_second, "B"),
+        binary_bytes(limits.memory.buffer_bytes),
+        decimal(limits.float_operations_per_second, "FLOP"),
+    )
 }
 
 fn limit_lines(limits: &Limits) -> String {

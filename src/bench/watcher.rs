@@ -3,12 +3,14 @@
 use super::live::{LiveView, Phase, Status};
 use super::results::{Offered, Point, Task};
 use super::run::{Live, Plan, PointSpec, Watcher};
+use super::stop::Stop;
 use crate::bench::load::Pattern;
 use crate::time::{Clock, RealClock};
 
 /// Tells the live view.
 pub struct LiveWatcher {
     view: LiveView,
+    stop: Stop,
     clock: RealClock,
     task: Task,
     /// The point that runs.
@@ -20,9 +22,10 @@ pub struct LiveWatcher {
 
 impl LiveWatcher {
     /// On stderr.
-    pub fn start(task: Task) -> Self {
+    pub fn start(task: Task, stop: Stop) -> Self {
         LiveWatcher {
             view: LiveView::start(),
+            stop,
             clock: RealClock::start(),
             task,
             offered: Offered::Users { users: 0 },
@@ -91,6 +94,11 @@ impl Watcher for LiveWatcher {
     }
 
     fn ended(&mut self, point: &Point) {
+        self.stop.has_results();
         self.view.point_done(point);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.is_wanted()
     }
 }

@@ -1,12 +1,16 @@
-//! The command line: `serve` (also when no subcommand is given), `models list | pull | verify` and
-//! `bench engine | run | capacity | compare | report`.
+//! The command line: `serve` (also when no subcommand is given), `models list | pull | verify`,
+//! `bench engine | run | capacity | compare | report` and `gpu-check`.
 
-use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
 use super::bench::{self, BenchCommand};
 use super::layers::{self, Values};
 use super::settings::{Kind, LISTENING, MODELS, PROGRAM, SETTINGS, SOURCES, Setting};
 use super::{Config, ConfigError};
+use crate::gpu_check::GpuCheck;
+use crate::model::device::DeviceSpec;
 
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +21,8 @@ pub enum Command {
     Models(ModelsCommand),
     /// Measure.
     Bench(BenchCommand),
+    /// Check a card.
+    GpuCheck(GpuCheck),
 }
 
 /// What to do with models' files.
@@ -58,6 +64,14 @@ impl CommandLine {
             Some(("bench", matches)) => {
                 let (name, matches) = matches.subcommand().expect("clap asks for a subcommand");
                 (Command::Bench(bench::parse(name, matches)?), matches)
+            }
+            Some(("gpu-check", matches)) => {
+                let device = matches.get_one("card").expect("it has a default");
+                let check = GpuCheck {
+                    device: *device,
+                    json: matches.get_one("json").cloned(),
+                };
+                (Command::GpuCheck(check), matches)
             }
             Some((other, _)) => unreachable!("clap knows no subcommand {other}"),
         };
@@ -120,6 +134,37 @@ fn command() -> Clap {
             settings_of(&[MODELS, SOURCES, PROGRAM]),
             serving_measured,
         ))
+        .subcommand(gpu_check())
+}
+
+fn gpu_check() -> Clap {
+    Clap::new("gpu-check")
+        .about("Check what a card computes against the processor, and measure its limits")
+        .after_help(
+            "Exit code: 0 if all is well, 1 if something differs or fails, 2 if there is no card that this build \
+             can use.",
+        )
+        .args([
+            // Not the setting of this name: its default is another.
+            Arg::new("card")
+                .long("device")
+                .value_name("cuda:N|metal:N|cpu")
+                .default_value("cuda:0")
+                .value_parser(|text: &str| text.parse::<DeviceSpec>())
+                .help("What to check"),
+            Arg::new("json")
+                .long("json")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("Write everything that was found as JSON here"),
+        ])
+        .args(settings_of(&[PROGRAM]))
+        .args(
+            SETTINGS
+                .iter()
+                .filter(|setting| setting.key == "compute_threads")
+                .map(argument),
+        )
 }
 
 /// The settings of these sections, without those that only a service needs.
@@ -228,6 +273,19 @@ mod tests {
     }
 
     #[test]
+    fn a_card_is_checked_unless_another_device_is_named() {
+        let check = |line: &str| match parse(line).unwrap().command {
+            Command::GpuCheck(check) => check,
+            other => panic!("{other:?}"),
+        };
+        let usual = check("gpu-check");
+        assert_eq!((usual.device, usual.json), (DeviceSpec::Cuda(0), None));
+        let other = check("gpu-check --device cuda:3 --json a.json --compute-threads 2");
+        assert_eq!(other.device, DeviceSpec::Cuda(3));
+        assert_eq!(other.json, Some("a.json".into()));
+    }
+
+    #[test]
     fn measurements_have_levels_of_their_own_and_settings_like_serving() {
         let engine = |line: &str| match parse(line).unwrap().command {
             Command::Bench(BenchCommand::Engine(options)) => options,
@@ -309,6 +367,8 @@ mod tests {
             ("bench compare a.json b.json --allow x", "from 0 to 1000"),
             ("bench compare a.json b.json --model x", "--model"),
             ("bench report", "<FILE.json>"),
+            ("gpu-check --device gpu", "write cpu, cuda:N or metal:N"),
+            ("gpu-check --model x", "--model"),
             (&many, "--rows lists 33 levels; at most 32"),
         ] {
             let error = parse(line).unwrap_err().to_string();

@@ -115,6 +115,9 @@ pub(super) fn capacity_command(settings: impl IntoIterator<Item = Arg>) -> Clap 
             argument(MEASUREMENT, "precision", "PERCENT", "How wide the interval may be")
                 .default_value("5%")
                 .value_parser(ValueParser::from(percent)),
+            argument(MEASUREMENT, "repeats", "COUNT", "Searches, one after another; how far their answers lie apart goes into the interval")
+                .default_value("1")
+                .value_parser(count(1, 100)),
             argument(MEASUREMENT, "start", "LOAD", "Where the search begins")
                 .default_value("4")
                 .value_parser(number(0.001, MAX_RATE)),
@@ -307,6 +310,7 @@ pub(super) fn capacity(
             _ => Axis::Users,
         },
         precision: real("precision", matches),
+        repeats: whole("repeats", matches) as u32,
         start: real("start", matches),
         max: real("max", matches),
         point: seconds("point-seconds", matches),
@@ -434,14 +438,21 @@ mod tests {
             "rate",
             "--precision",
             "2%",
+            "--repeats",
+            "3",
             "--max",
             "9",
         ];
         let matches = capacity_command([]).try_get_matches_from(words).unwrap();
         let (options, files) = capacity(&matches).unwrap();
         assert_eq!(
-            (options.axis, options.precision, options.max),
-            (Axis::Rate, 0.02, 9.0)
+            (
+                options.axis,
+                options.precision,
+                options.repeats,
+                options.max
+            ),
+            (Axis::Rate, 0.02, 3, 9.0)
         );
         assert_eq!(files, ReportFiles::default());
     }

@@ -62,6 +62,8 @@ pub struct Config {
     pub log: LogConfig,
     /// How long running requests may go on after a signal.
     pub drain_timeout: Duration,
+    /// Whether the service ends with its stdin.
+    pub stop_with_stdin: bool,
     /// What was resolved, for people: one line per section, secrets hidden.
     pub report: Vec<String>,
 }

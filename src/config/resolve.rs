@@ -61,6 +61,7 @@ pub(super) fn resolve(
         isa: isa(&values)?,
         log: log(&values, variable)?,
         drain_timeout: values.millis("drain_timeout_ms", 0..=HOUR_MS)?,
+        stop_with_stdin: values.switch("stop_with_stdin")?,
         report: report(&values, &models, &sources),
         models,
         sources,

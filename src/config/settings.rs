@@ -123,7 +123,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     one(MODELS, "max_context", "TOKENS", "",
         "Prompt and new tokens of a row [default: what the model was made for]").per_model(),
     one(MODELS, "kv_cache_tokens", "TOKENS", "",
-        "Tokens of all running rows together [default: 2048 a row, within 4 GiB]").per_model(),
+        "Tokens of all running rows together [default: 2048 a row, within 4 GiB; on a card, what the weights leave]").per_model(),
+    one(MODELS, "device_memory_share", "SHARE", "0.9",
+        "Part of a card's memory that may be in use once the model is loaded, whoever uses it: the KV cache fills \
+         what is left below, unless kv_cache_tokens is set").per_model(),
+    one(MODELS, "cuda_graphs", "on|off", "on",
+        "Steps on a card are recorded and launched whole; off: kernel by kernel, with the same results").per_model(),
     one(MODELS, "prefix_cache_tokens", "TOKENS", "",
         "Tokens of the KV cache kept for prompts that begin alike, when no row holds them any more; \
          0 switches prefix caching off [default: a quarter of it]").per_model(),
@@ -204,6 +209,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "How long a request's head may take to arrive"),
     one(LISTENING, "body_timeout_ms", "MS", "30000",
         "How long a request's body may take to arrive"),
+    switch(LISTENING, "stop_with_stdin",
+        "Stop at once when stdin ends: for a program that starts the service and holds the other end"),
 
     one(STREAMS, "max_frames_per_second", "COUNT", "20", "Frames a stream shows in any second"),
     one(STREAMS, "max_stream_requests", "COUNT", "64", "Requests that one stream of several follows"),

@@ -185,6 +185,8 @@ pub trait Observer: Send + Sync {
     fn started(&self, _model: &str, _queued: Duration, _prompt_tokens: u32, _cached_tokens: u32) {}
     /// A forward pass has ended on this device.
     fn step(&self, _model: &str, _device: DeviceNumber, _step: &StepReport) {}
+    /// Memory ran out in so many passes, one after the other, each smaller than the one before.
+    fn out_of_memory(&self, _model: &str, _failed_passes: u64) {}
     /// A row's first token came this long after the request was submitted.
     fn first_token(&self, _model: &str, _since_submit: Duration) {}
     /// A row's next token came this long after its last.

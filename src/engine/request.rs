@@ -241,11 +241,6 @@ impl Request {
         self.permit.tokens()
     }
 
-    /// Denoising steps that a row has done.
-    pub(super) fn steps_done(&self, row: u32) -> u32 {
-        self.choices[row as usize].steps_done
-    }
-
     fn count_tokens(&mut self, at: Time, row: u32, tokens: usize) -> Vec<TokenGap> {
         let choice = &mut self.choices[row as usize];
         choice.completion_tokens += tokens as u32;

@@ -5,7 +5,7 @@
 //! thread calls it with real time, the simulation with its own.
 
 use std::any::Any;
-use std::cmp::Reverse;
+use std::borrow::Cow;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, MutexGuard};
@@ -20,7 +20,7 @@ use crate::batch::{
     Admission, DeviceNumber, Emission, Next, Phase, PlannedRow, Prefix, RowOutcome, Slot, StepPlan,
 };
 use crate::events::FailureKind;
-use crate::job::{Job, RequestId, RowId};
+use crate::job::{Job, RequestId};
 use crate::model::{Model, ModelError};
 use crate::scheduler::{Endings, Entry, RowResult, Scheduler};
 use crate::time::{Clock, Time};
@@ -318,7 +318,7 @@ impl Engine {
         self.steps += 1;
         let reads_tokens = self.reads_tokens(&desk, run);
         drop(desk);
-        let outcome = {
+        let (outcome, run) = {
             let _span = tracing::debug_span!(
                 "step",
                 engine = %self.shared.model,
@@ -328,8 +328,9 @@ impl Engine {
                 rows = run.len(),
             )
             .entered();
-            contain(|| self.model.step(run))
+            self.run_what_fits(run)
         };
+        let run = &*run;
         let mut desk = shared.desk();
         let now = clock.now();
         let drain = self.read_mail(&mut desk, now);
@@ -361,6 +362,39 @@ impl Engine {
             let reason = format!("{MAX_FAILED_PASSES} passes in a row failed: {error}");
             self.gave_up = Some(reason);
         }
+    }
+
+    /// Runs the pass, or, for as long as memory runs out in it, a smaller one: the rows left out have their turn later.
+    /// Tells what was run last.
+    fn run_what_fits<'a>(
+        &mut self,
+        planned: &'a [PlannedRow],
+    ) -> (Result<Vec<RowOutcome>, ModelError>, Cow<'a, [PlannedRow]>) {
+        let mut run = Cow::Borrowed(planned);
+        let mut failed_passes = 0;
+        let outcome = loop {
+            let outcome = contain(|| self.model.step(&run));
+            if !matches!(outcome, Err(ModelError::OutOfMemory(_))) {
+                break outcome;
+            }
+            failed_passes += 1;
+            match self.shared.desk().scheduler.shrink(self.device, &run) {
+                Some(smaller) => run = Cow::Owned(smaller),
+                None => break outcome,
+            }
+        };
+        if failed_passes > 0 {
+            tracing::warn!(
+                engine = %self.shared.model,
+                failed_passes,
+                rows_planned = planned.len(),
+                rows_run = run.len(),
+                "memory ran out in a step, which was made smaller"
+            );
+            let observer = &self.shared.observer;
+            observer.out_of_memory(&self.shared.model, failed_passes);
+        }
+        (outcome, run)
     }
 
     /// Whether the `Begin` work of these rows is prompt tokens: pictures count otherwise.
@@ -443,38 +477,20 @@ impl Engine {
         }
     }
 
-    /// The pass failed as a whole.
+    /// The pass failed as a whole. If memory ran out, it was as small as can be: one row, which alone is too much.
     fn fail_pass(&mut self, desk: &mut Desk, now: Time, run: &[PlannedRow], error: &ModelError) {
         tracing::error!(engine = %self.shared.model, rows = run.len(), %error, "a step failed");
-        for row in self.blamed(desk, run, error) {
-            let message = error.to_string();
-            self.fail(desk, now, row.request, FailureKind::Step, &message);
-        }
-    }
-
-    /// Which rows a failed pass takes along. If memory ran out, whoever came last asked for more than there
-    /// was: of pictures in denoising the youngest (their beginning only reads the prompt, and what goes wrong
-    /// there ends it alone), of texts those that only begin. Else nobody can be told from the others.
-    fn blamed(&self, desk: &Desk, run: &[PlannedRow], error: &ModelError) -> Vec<RowId> {
-        let of_phase = |phase: Option<Phase>| {
-            run.iter()
-                .filter(move |planned| phase.is_none_or(|phase| planned.phase == phase))
-                .filter_map(|planned| desk.row_in(self.device, planned.slot))
-        };
-        if !matches!(error, ModelError::OutOfMemory(_)) {
-            return of_phase(None).collect();
-        }
-        let youngest = of_phase(Some(Phase::Iterate))
-            .filter_map(|row| Some((desk.requests.get(&row.request)?, row)))
-            .filter(|(request, _)| matches!(&*request.job, Job::Image(_)))
-            .min_by_key(|(request, row)| (request.steps_done(row.choice), Reverse(*row)));
-        if let Some((_, row)) = youngest {
-            return vec![row];
-        }
-        let beginners: Vec<RowId> = of_phase(Some(Phase::Begin)).collect();
-        match beginners.is_empty() {
-            true => of_phase(None).collect(),
-            false => beginners,
+        for planned in run {
+            // A request's rows end together, and with the first of them.
+            if let Some(row) = desk.row_in(self.device, planned.slot) {
+                self.fail(
+                    desk,
+                    now,
+                    row.request,
+                    FailureKind::Step,
+                    &error.to_string(),
+                );
+            }
         }
     }
 

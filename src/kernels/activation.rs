@@ -2,27 +2,35 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use super::cuda::elementwise::{self, Activation};
 use super::isa::per_isa;
 use super::math::sigmoid;
 use super::tensor_data::{is_on_cpu, with_slice};
-use super::{reference, threads};
+use super::{device_kernels, reference, threads};
 
-/// gate, up: f32 of one shape -> `silu(gate) * up`.
+/// gate, up: f32 of one shape -> `silu(gate) * up`; on other devices also f16 and bf16, -> the same.
 ///
 /// # Errors
 /// When the shapes differ.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if device_kernels::are_own(gate) {
+        return elementwise::gated(Activation::Silu, gate, up);
+    }
     if !is_on_cpu(gate) {
         return reference::silu_mul(gate, up);
     }
     gated(gate, up, silu_mul_slices)
 }
 
-/// gate, up: f32 of one shape -> `gelu(gate) * up`, with the tanh form of GELU.
+/// gate, up: f32 of one shape -> `gelu(gate) * up`, with the tanh form of GELU; on other devices also f16 and bf16,
+/// -> the same.
 ///
 /// # Errors
 /// When the shapes differ.
 pub fn gelu_tanh_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if device_kernels::are_own(gate) {
+        return elementwise::gated(Activation::GeluTanh, gate, up);
+    }
     if !is_on_cpu(gate) {
         return reference::gelu_tanh_mul(gate, up);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::gather::gather_table;
 use super::linear::{Linear, Weight};
 use super::tiled::TiledWeight;
 
@@ -38,7 +39,7 @@ impl Embedding {
     /// ids: (T,) u32 -> (T, dim) f32.
     ///
     /// # Errors
-    /// When an id is outside the table.
+    /// When an id is outside the table; on a card such a row is NaN.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         match &self.table {
             Weight::Quant(table) => gather(ids, table.in_features(), |id, row| {
@@ -49,7 +50,7 @@ impl Embedding {
             }
             Weight::Widened(table) => table.weight().embedding(ids)?.to_dtype(DType::F32),
             Weight::StockQuantized { matmul, .. } => matmul.embedding(ids)?.to_dtype(DType::F32),
-            Weight::StockDense(table) => table.index_select(ids, 0)?.to_dtype(DType::F32),
+            Weight::StockDense(table) => gather_table(table, ids, 1.0),
         }
     }
 

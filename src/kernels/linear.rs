@@ -169,10 +169,10 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// x: (rows, k) f32 -> (rows, n) f32.
+    /// x: (rows, k) f32 -> (rows, n) f32; x of [`Self::activation_dtype`] -> the same, without conversions.
     ///
     /// # Errors
-    /// When `x` is not (rows, k) f32 on the weight's device.
+    /// When `x` is not (rows, k) of such numbers on the weight's device.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [y] = forward_all([self], x)?;
         Ok(y)
@@ -228,14 +228,24 @@ impl Linear {
     fn forward_stock(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::StockQuantized { matmul, .. } => matmul.forward(&x.contiguous()?)?,
+            // Numbers of the weight's own type pass through as they are.
+            Weight::StockDense(weight) if x.dtype() == weight.dtype() => x.matmul(&weight.t()?)?,
             Weight::StockDense(weight) => reference::dense_linear(x, weight)?,
             Weight::Quant(_) | Weight::Dense(_) | Weight::Widened(_) => {
                 bail!("the weight is on the cpu")
             }
         };
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?),
             None => Ok(y),
+        }
+    }
+
+    /// In which numbers it takes its input best: those of a plain weight on another device than the CPU; else f32.
+    pub fn activation_dtype(&self) -> DType {
+        match &self.weight {
+            Weight::StockDense(weight) => weight.dtype(),
+            _ => DType::F32,
         }
     }
 
@@ -263,7 +273,7 @@ impl Linear {
     }
 }
 
-/// Several layers over one input, x: (rows, k) f32 -> a (rows, n) f32 of each. On the CPU the input is quantised once
+/// Several layers over one input, x: (rows, k) f32 -> a (rows, n) f32 of each; other numbers as in [`Linear::forward`]. On the CPU the input is quantised once
 /// and all of it is one parallel loop.
 ///
 /// # Errors

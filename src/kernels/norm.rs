@@ -1,11 +1,11 @@
 //! Root-mean-square normalisation.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::isa::per_isa;
 use super::math::sum_lanes;
 use super::tensor_data::{is_on_cpu, with_slice};
-use super::{reference, threads};
+use super::{cuda, device_kernels, reference, threads};
 
 /// x: (rows, d) f32, weight: (d,) f32 -> (rows, d) f32, `x / sqrt(mean(x²) + eps) * weight` per row.
 ///
@@ -20,6 +20,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
             "the norm weight has shape {:?}, the rows have {width} columns",
             weight.dims()
         );
+    }
+    if device_kernels::are_own(x) {
+        return cuda::norm::rms_norm(x, weight, eps, DType::F32);
     }
     if !is_on_cpu(x) {
         return reference::rms_norm(x, weight, eps);
@@ -39,6 +42,48 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         })
     })?;
     Tensor::from_vec(output, (rows, width), &Device::Cpu)
+}
+
+/// As [`rms_norm`], rounded to `dtype`: the numbers that the next product multiplies.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn rms_norm_to(x: &Tensor, weight: &Tensor, eps: f32, dtype: DType) -> Result<Tensor> {
+    if device_kernels::are_own(x) {
+        return cuda::norm::rms_norm(x, weight, eps, dtype);
+    }
+    rms_norm(x, weight, eps)?.to_dtype(dtype)
+}
+
+/// hidden: (rows, d) f32, delta: (rows, d) of any float dtype -> `hidden + delta` (rows, d) f32, and its norm (rows, d)
+/// of `dtype`. On a card one launch.
+///
+/// # Errors
+/// When the shapes or dtypes do not fit.
+pub fn add_rms_norm(
+    hidden: &Tensor,
+    delta: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    dtype: DType,
+) -> Result<(Tensor, Tensor)> {
+    if device_kernels::are_own(hidden) {
+        return cuda::norm::add_rms_norm(hidden, delta, weight, eps, dtype);
+    }
+    let sum = (hidden + delta.to_dtype(DType::F32)?)?;
+    let normed = rms_norm_to(&sum, weight, eps, dtype)?;
+    Ok((sum, normed))
+}
+
+/// hidden: (rows, d) f32, x: (rows, d) of any float dtype -> `hidden + norm(x)` (rows, d) f32. On a card one launch.
+///
+/// # Errors
+/// When the shapes or dtypes do not fit.
+pub fn add_normed(hidden: &Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    if device_kernels::are_own(hidden) {
+        return cuda::norm::add_normed(hidden, x, weight, eps);
+    }
+    hidden + rms_norm(&x.to_dtype(DType::F32)?, weight, eps)?
 }
 
 /// A row is too little work to hand to another thread.

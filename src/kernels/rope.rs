@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::isa::per_isa;
 use super::tensor_data::{is_on_cpu, with_slice};
-use super::{reference, threads};
+use super::{cuda, device_kernels, reference, threads};
 
 /// x: (T, heads, d) f32; cos, sin: (max_positions, r / 2) f32; positions: T of them -> (T, heads, d) f32.
 ///
@@ -30,6 +30,10 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, positions: &[u32]) -> Result
         .find(|&&position| position as usize >= max_positions)
     {
         bail!("position {position} is outside the rotary tables of {max_positions} positions");
+    }
+    if device_kernels::are_own(x) {
+        let positions = Tensor::new(positions, x.device())?;
+        return cuda::rope::rope(x, cos, sin, &positions);
     }
     if !is_on_cpu(x) {
         return reference::rope(x, cos, sin, positions);

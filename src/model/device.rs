@@ -1,5 +1,13 @@
 //! Which device a model runs on, and in which number formats: the one place that knows what was
 //! compiled in.
+//!
+//! What needs a feature to be compiled lives below, in `cuda` and in [`graph`].
+
+pub mod advice;
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod graph;
+pub mod memory;
 
 use std::fmt;
 use std::str::FromStr;
@@ -59,15 +67,20 @@ impl DeviceSpec {
         let absent = |error| ModelError::Load(format!("cannot open device {self}: {error}"));
         match self {
             DeviceSpec::Cpu => Ok(Device::Cpu),
-            DeviceSpec::Cuda(index) if cfg!(feature = "cuda") => {
-                Device::new_cuda(index).map_err(absent)
-            }
+            #[cfg(feature = "cuda")]
+            DeviceSpec::Cuda(index) => cuda::open(index),
             DeviceSpec::Metal(index) if cfg!(feature = "metal") => {
                 Device::new_metal(index).map_err(absent)
             }
+            #[cfg(not(feature = "cuda"))]
             DeviceSpec::Cuda(_) => Err(self.not_compiled_in("cuda")),
             DeviceSpec::Metal(_) => Err(self.not_compiled_in("metal")),
         }
+    }
+
+    /// Whether it has memory of its own, which the model may fill with keys and values.
+    pub fn has_own_memory(self) -> bool {
+        matches!(self, DeviceSpec::Cuda(_))
     }
 
     fn not_compiled_in(self, feature: &str) -> ModelError {
@@ -80,6 +93,23 @@ impl DeviceSpec {
     pub fn default_kv_dtype(self) -> FloatType {
         FloatType::F16
     }
+}
+
+/// The compute capability that the kernels of this build are for, such as `90`; nothing without CUDA.
+pub fn built_for() -> Option<&'static str> {
+    option_env!("CUDA_COMPUTE_CAP").filter(|_| cfg!(feature = "cuda"))
+}
+
+/// To be called when a model is on its device for good: what its passes take and give back is kept for the next ones.
+pub fn loaded(device: &Device) {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device
+        && let Err(error) = crate::kernels::cuda_stream::keep_freed_memory(device)
+    {
+        // It only costs time.
+        tracing::warn!(%error, "the card's memory pool stays as it was");
+    }
+    let _ = device;
 }
 
 /// A number format for weights or for keys and values.

@@ -8,11 +8,11 @@ use candle_core::DType;
 use candle_core::quantized::gguf_file;
 use serde_json::Value;
 
-use super::device::{DeviceSpec, FloatType};
+use super::device::{self, DeviceSpec, FloatType};
 use super::manifest::ModelFiles;
 use super::text::TextModel;
 use super::text::config::{self, DecoderConfig};
-use super::text::decoder::Decoder;
+use super::text::decoder::{Decoder, KvShape};
 use super::text::options::TextOptions;
 use super::text::tokenizer::TextTokenizer;
 use super::text::weights::dummy::DummyWeights;
@@ -125,11 +125,11 @@ pub fn build(
 /// As [`build`].
 pub fn build_text(
     assets: &TextAssets,
-    device: DeviceSpec,
+    spec: DeviceSpec,
     options: &TextOptions,
 ) -> Result<TextModel, ModelError> {
-    let kv = options.kv_shape(&assets.config, device)?;
-    let device = device.open()?;
+    let kv = options.kv_shape(&assets.config, spec)?;
+    let device = spec.open()?;
     let dtype = options.dtype.map(DType::from);
     let config = &assets.config;
     let decoder = match &assets.weights {
@@ -149,13 +149,23 @@ pub fn build_text(
             Decoder::load(config, &mut source, &kv)?
         }
     };
-    Ok(TextModel::new(
+    let kv = KvShape {
+        blocks: decoder.kv_blocks(),
+        ..kv
+    };
+    options.check_prefix_cache(&kv)?;
+    device::loaded(&device);
+    let model = TextModel::new(
         decoder,
         Arc::clone(&assets.tokenizer),
         options.batch_size,
         &kv,
         options.prefix_cache_blocks(&kv),
-    ))
+    );
+    match device.is_cuda() {
+        true => model.with_steps_ahead(options.cuda_graphs),
+        false => Ok(model),
+    }
 }
 
 fn gguf_assets(path: &Path) -> Result<TextAssets, ModelError> {

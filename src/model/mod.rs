@@ -51,7 +51,9 @@ pub trait Model {
     /// Runs one forward pass. Returns one outcome per row, in the order of `rows`.
     ///
     /// # Errors
-    /// The pass failed as a whole: the engine fails its rows and retires them.
+    /// The pass failed as a whole. After [`ModelError::OutOfMemory`] its rows must be as they were before it: the
+    /// engine runs some of them again, at once and in a smaller pass, and fails one only that is too much alone.
+    /// After any other error it fails all of them, and retires them.
     fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError>;
 
     /// Frees `slot`, whatever state its row is in, also after a failed or panicked step.
@@ -96,8 +98,10 @@ pub enum ModelError {
 impl From<candle_core::Error> for ModelError {
     fn from(error: candle_core::Error) -> Self {
         let text = error.to_string();
-        if text.to_lowercase().contains("out of memory") {
+        if device::advice::is_out_of_memory(&text) {
             ModelError::OutOfMemory(text)
+        } else if device::advice::advice(&text).is_some() {
+            ModelError::Device(device::advice::explained(&text))
         } else {
             ModelError::Device(text)
         }

@@ -30,7 +30,7 @@ const MAX_SURPRISE: f64 = 4.0;
 /// The first chunk is twice this, before anything is known of what a unit costs.
 const FIRST_BEGIN_WORK: u32 = 16;
 /// No pass does more, however cheap it seems: activations take memory, too.
-const MAX_BEGIN_WORK: u32 = 8_192;
+pub const MAX_BEGIN_WORK: u32 = 8_192;
 
 /// What a pass does, in the terms that its time depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

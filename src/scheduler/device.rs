@@ -12,6 +12,7 @@ use super::cost::{CostModel, Load};
 use super::placement::KnownPrefixes;
 use super::policy;
 use super::queue::Waiting;
+use super::room::{self, Member, Room, Work};
 use super::running::Running;
 use super::turns::{self, Group, Turns};
 
@@ -32,6 +33,12 @@ pub(super) struct Device {
     pub(super) ledger: Ledger,
     /// Units of `Iterate` work that a pass may have; `u32::MAX` for any.
     pass_work: u32,
+    /// What passes may have since memory ran out in one.
+    room: Room,
+    /// The work of the pass under way as it was planned, if memory ran out in it.
+    too_large: Option<Work>,
+    /// Number of the last part in a pass that only began rows while these could not share one with others.
+    last_apart: u64,
     pub(super) costs: CostModel,
     pass: Option<Pass>,
     turns: Turns,
@@ -66,6 +73,9 @@ impl Device {
             running: (0..capacity.slots).map(|_| None).collect(),
             ledger: Ledger::new(capacity),
             pass_work,
+            room: Room::default(),
+            too_large: None,
+            last_apart: 0,
             costs: CostModel::default(),
             pass: None,
             turns: Turns::default(),
@@ -152,7 +162,12 @@ impl Device {
     /// Decides what the next pass does.
     pub(super) fn plan(&mut self, now: Time, step_budget: Duration) -> Vec<PlannedRow> {
         self.step += 1;
-        let run = self.plan_pass(step_budget);
+        let run = self.plan_pass(now, step_budget);
+        self.too_large = None;
+        let begins = |planned: &PlannedRow| planned.phase == Phase::Begin;
+        if self.room.is_apart(now) && run.iter().all(begins) {
+            self.last_apart = self.parts + run.len() as u64;
+        }
         self.pass = Some(Pass {
             started: now,
             rows: run.len(),
@@ -177,6 +192,29 @@ impl Device {
         }
     }
 
+    /// See [`Scheduler::shrink`](super::Scheduler::shrink).
+    pub(super) fn shrink(&mut self, run: &[PlannedRow]) -> Option<Vec<PlannedRow>> {
+        self.too_large.get_or_insert_with(|| Work::of(run));
+        let mut members: Vec<_> = run
+            .iter()
+            .filter_map(|planned| {
+                let row = self.running[planned.slot.index()].as_ref()?;
+                let member = Member {
+                    planned: *planned,
+                    begins_whole: row.begins_whole(),
+                };
+                Some((row.stepper(), member))
+            })
+            .collect();
+        // `Begin` work stays in the order of the plan.
+        members.sort_by_key(|(stepper, member)| match member.planned.phase {
+            Phase::Begin => None,
+            Phase::Iterate | Phase::Finish => Some(*stepper),
+        });
+        let members: Vec<Member> = members.into_iter().map(|(_, member)| member).collect();
+        room::smaller(&members)
+    }
+
     /// Moves rows on after a pass. Returns the slots of those that have ended, which are still theirs.
     pub(super) fn update(
         &mut self,
@@ -184,10 +222,14 @@ impl Device {
         ran: &[PlannedRow],
         results: &[RowResult],
     ) -> Vec<Slot> {
-        if let Some(pass) = self.pass.take()
-            && pass.rows == ran.len()
-        {
-            self.costs.learn(&pass.load, now - pass.started);
+        let pass = self.pass.take();
+        match (self.too_large.take(), pass) {
+            // Its time was spent on more than what it did.
+            (Some(planned), _) => self.room.learn(now, planned, Work::of(ran)),
+            (None, Some(pass)) if pass.rows == ran.len() => {
+                self.costs.learn(&pass.load, now - pass.started);
+            }
+            (None, _) => {}
         }
         for planned in ran {
             if let Some(row) = &mut self.running[planned.slot.index()] {
@@ -215,13 +257,13 @@ impl Device {
     // The parts of a pass.
 
     /// The pass of the group whose turn it is.
-    fn plan_pass(&mut self, step_budget: Duration) -> Vec<PlannedRow> {
+    fn plan_pass(&mut self, now: Time, step_budget: Duration) -> Vec<PlannedRow> {
         let rows = self.running.iter().flatten();
         let groups = rows.map(|row| (row.group(), row.ticket));
         match self.turns.next(self.step, groups) {
             None => Vec::new(),
             Some(Group::Finishing) => self.plan_finish(),
-            Some(Group::Stepping(key)) => self.plan_steps(key, step_budget),
+            Some(Group::Stepping(key)) => self.plan_steps(now, key, step_budget),
         }
     }
 
@@ -235,13 +277,23 @@ impl Device {
     }
 
     /// Iterating rows all take part, or as many as a pass may have; `Begin` work, first admitted first, fills the time that they leave.
-    fn plan_steps(&self, key: BatchKey, step_budget: Duration) -> Vec<PlannedRow> {
+    fn plan_steps(&self, now: Time, key: BatchKey, step_budget: Duration) -> Vec<PlannedRow> {
         let of_phase = |phase| {
             self.running_rows_with_slot()
                 .filter(move |(_, row)| row.key == key && row.phase == phase)
         };
+        let beginners: Vec<_> = of_phase(Phase::Begin).collect();
+        let begin_room = self.room.begin_work(now);
+        if self.room.is_apart(now) && !beginners.is_empty() {
+            let last = of_phase(Phase::Iterate).map(|(_, row)| row.last_part).max();
+            if last.is_none_or(|last| last > self.last_apart) {
+                let mut run = Vec::new();
+                self.plan_begin_work(beginners, begin_room, &mut run, step_budget);
+                return run;
+            }
+        }
         let iterating = of_phase(Phase::Iterate);
-        let mut run: Vec<PlannedRow> = match self.pass_work {
+        let mut run: Vec<PlannedRow> = match self.pass_work.min(self.room.iterate_work(now)) {
             u32::MAX => iterating.map(planned).collect(),
             limit => turns::rotate(
                 iterating
@@ -250,14 +302,17 @@ impl Device {
                 limit,
             ),
         };
-        let beginners = of_phase(Phase::Begin).collect();
-        self.plan_begin_work(beginners, &mut run, step_budget);
+        if run.is_empty() || !self.room.is_apart(now) {
+            self.plan_begin_work(beginners, begin_room, &mut run, step_budget);
+        }
         run
     }
 
+    /// `room`: units of `Begin` work that memory is known to hold.
     fn plan_begin_work(
         &self,
         mut beginners: Vec<(Slot, &Running)>,
+        room: u32,
         run: &mut Vec<PlannedRow>,
         step_budget: Duration,
     ) {
@@ -268,7 +323,7 @@ impl Device {
             self.costs.seconds(&load),
             load.iterate_work == 0,
         );
-        let mut limit = self.costs.begin_work_limit();
+        let mut limit = self.costs.begin_work_limit().min(room);
         let mut first = true;
         for (slot, row) in beginners {
             let left = row.begin_left();

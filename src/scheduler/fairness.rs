@@ -34,7 +34,7 @@ pub(crate) struct Claim {
 }
 
 /// One user's waiting requests.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Line {
     claim: Claim,
     /// First come first.
@@ -44,7 +44,7 @@ struct Line {
 }
 
 /// The users of one class of priority.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct FairOrder {
     virtual_time: u64,
     next_number: u64,
@@ -183,6 +183,12 @@ impl FairOrder {
     /// Whether a row of a user that came now would go before one with this claim.
     pub(crate) fn newcomer_precedes(&self, claim: Claim) -> bool {
         (claim.start, claim.served) > (self.virtual_time, false)
+    }
+
+    /// What the first row of this user's last request will go by; of that request, so many rows wait.
+    pub(crate) fn last_claim(&self, user: UserId, (rows, work): RowsAndWork) -> Option<Claim> {
+        let line = self.lines.get(&user)?;
+        Some(line.claim_after(line.work - u64::from(rows) * work))
     }
 
     /// Whether the last request of this user comes after all other rows that wait. It may say no where

@@ -19,10 +19,12 @@ mod endings;
 mod fairness;
 mod forecast;
 mod forecasts;
+mod overtakers;
 mod placement;
 mod places;
 mod policy;
 mod queue;
+mod room;
 mod running;
 mod turns;
 
@@ -43,6 +45,7 @@ use policy::Joiners;
 use queue::{Ticket, Waiting, WaitingQueue};
 use running::Running;
 
+pub use cost::MAX_BEGIN_WORK;
 pub use endings::Endings;
 pub use places::Place;
 
@@ -266,25 +269,17 @@ impl Scheduler {
     /// The same of a request whose prompt begins with `prefix`: of several devices, one that has computed it should
     /// have it.
     pub fn add_with_prefix(&mut self, now: Time, entry: Entry, prefix: Prefix) -> Place {
-        let waiting = Waiting {
-            request: entry.request,
-            user: entry.user,
-            priority: entry.priority,
-            next_choice: 0,
-            rows: entry.rows,
-            key: entry.key,
+        let entry = Entry {
             cost: RowCost {
                 begin_work: entry.cost.begin_work.max(1),
                 iterate_work: entry.cost.iterate_work.max(1),
                 ..entry.cost
             },
-            prefix,
-            since: now,
-            deadline: entry.deadline,
+            ..entry
         };
-        self.arrivals
-            .note(now, waiting.rows, waiting.key, waiting.cost);
-        self.place(now, waiting)
+        let place = self.place(now, Waiting::new(now, &entry, prefix));
+        self.arrivals.note(now, &entry);
+        place
     }
 
     /// Takes every row of a request out, waiting or running.
@@ -321,8 +316,15 @@ impl Scheduler {
         self.devices[device.index()].begin_work_done(&mut plan.run, slot, done);
     }
 
-    /// Moves rows on after the pass that [`schedule`](Self::schedule) planned. `ran` is what was run;
-    /// rows cancelled since then are passed over. A pass that failed is not reported.
+    /// Memory ran out in a device's pass of `run`, and nothing was done for its rows: a smaller one, to be run in its
+    /// stead. `None` if it cannot be smaller: one row that does the least it can. Those left out have their turn later.
+    pub fn shrink(&mut self, device: DeviceNumber, run: &[PlannedRow]) -> Option<Vec<PlannedRow>> {
+        self.devices[device.index()].shrink(run)
+    }
+
+    /// Moves rows on after the pass that [`schedule`](Self::schedule) planned, or
+    /// [`shrink`](Self::shrink) made of it. `ran` is what was run; rows cancelled since then are passed over. A pass
+    /// that failed is not reported.
     pub fn update(
         &mut self,
         now: Time,

@@ -32,6 +32,7 @@ impl Scheduler {
         let mut forecast = self.new_forecast(now);
         let mut newcomer_start = None;
         let mut places = Vec::with_capacity(self.waiting.requests());
+        let starts = self.starts_of_overtaken(now);
         let etas = match self.batches_are_sorted() {
             true => Some(self.push_batches(now, &mut forecast)),
             false => None,
@@ -45,10 +46,13 @@ impl Scheduler {
                 None => self.push_row(&mut forecast, waiting.key, &waiting.cost),
             };
             if row.is_first {
+                let request = waiting.request;
+                let may_be_overtaken = self.waiting.may_be_overtaken(now, &row);
+                let start = starts.get(&request).filter(|_| may_be_overtaken);
                 places.push(Place {
-                    request: waiting.request,
+                    request,
                     position: places.len() as u32,
-                    eta,
+                    eta: start.copied().or(eta),
                 });
             }
         }
@@ -80,6 +84,7 @@ impl Scheduler {
             });
         }
         // Whoever comes after all others is added to what has been reckoned.
+        let overtaken = self.start_behind_overtakers(now, request);
         let place = match self.waiting.is_last(now, request) {
             true => {
                 if ahead == 0 || self.waiting.newcomer_is_last() {
@@ -88,10 +93,14 @@ impl Scheduler {
                 Place {
                     request,
                     position: ahead,
-                    eta: last_eta,
+                    eta: overtaken.or(last_eta),
                 }
             }
-            false => self.place_among(now, request),
+            false => {
+                let place = self.place_among(now, request);
+                let eta = overtaken.or(place.eta);
+                Place { eta, ..place }
+            }
         };
         self.forecast = Some(forecast);
         place
@@ -135,7 +144,7 @@ impl Scheduler {
 
     /// Whether those who wait do not start in the order of their turns: a batch that nobody can
     /// join later is made of rows with one key.
-    fn batches_are_sorted(&self) -> bool {
+    pub(super) fn batches_are_sorted(&self) -> bool {
         self.config.batching == Batching::Dynamic && self.waiting.keys() > 1
     }
 

@@ -12,6 +12,7 @@ use crate::batch::{BatchKey, Prefix, RowCost};
 use crate::job::{Priority, RequestId, RowId, UserId};
 use crate::time::Time;
 
+use super::Entry;
 use super::fairness::{FairOrder, RowInTurn, RowsAndWork};
 
 /// A request some of whose rows have no slot yet.
@@ -34,6 +35,22 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
+    /// All rows of a request that comes at `since`.
+    pub(crate) fn new(since: Time, entry: &Entry, prefix: Prefix) -> Self {
+        Waiting {
+            request: entry.request,
+            user: entry.user,
+            priority: entry.priority,
+            next_choice: 0,
+            rows: entry.rows,
+            key: entry.key,
+            cost: entry.cost,
+            prefix,
+            since,
+            deadline: entry.deadline,
+        }
+    }
+
     /// The rows that still wait.
     pub(crate) fn row_ids(&self) -> impl Iterator<Item = RowId> + use<> {
         let request = self.request;
@@ -63,8 +80,8 @@ struct Group {
 /// Names a place in the order of arrival: smaller is earlier.
 pub(crate) type Ticket = u64;
 
-/// Requests that wait.
-#[derive(Debug)]
+/// Requests that wait. A copy plays them forward: [`overtakers`](super::overtakers).
+#[derive(Clone, Debug)]
 pub(crate) struct WaitingQueue {
     priority_ageing: Duration,
     max_remembered_users: usize,
@@ -278,6 +295,35 @@ impl WaitingQueue {
             class if class == normal => self.classes[normal.index()].newcomer_precedes(row.claim),
             class => class > normal,
         }
+    }
+
+    /// The user of this request, the last of that user's to have come, if others who come later may go before it.
+    pub(crate) fn newest_may_be_overtaken(&self, now: Time, request: RequestId) -> Option<UserId> {
+        let waiting = self
+            .tickets
+            .get(&request)
+            .map(|ticket| &self.line[ticket])?;
+        let class = &self.classes[waiting.priority.index()];
+        let claim = class.last_claim(waiting.user, waiting.rows_and_work())?;
+        let may_be = self.is_behind_classes(now, waiting) || class.newcomer_precedes(claim);
+        may_be.then_some(waiting.user)
+    }
+
+    /// Whether requests in more urgent classes may go before this one for as long as they come.
+    fn is_behind_classes(&self, now: Time, waiting: &Waiting) -> bool {
+        waiting.priority > Priority::ALL[0] && !self.is_due(waiting.priority, now)
+    }
+
+    /// Whether others who come later may go before this row.
+    pub(crate) fn may_be_overtaken(&self, now: Time, row: &RowInTurn) -> bool {
+        let waiting = &self.line[&row.ticket];
+        let class = &self.classes[waiting.priority.index()];
+        self.is_behind_classes(now, waiting) || class.newcomer_precedes(row.claim)
+    }
+
+    /// Whether this request waits.
+    pub(crate) fn contains(&self, request: RequestId) -> bool {
+        self.tickets.contains_key(&request)
     }
 
     /// Whether such a request would go after all others.

@@ -147,6 +147,7 @@ struct ModelFamilies {
     generation_tokens: Family<ModelLabel, Counter>,
     denoising_steps: Family<ModelLabel, Counter>,
     images: Family<ModelLabel, Counter>,
+    out_of_memory_steps: Family<ModelLabel, Counter>,
     requests_waiting: Family<ModelLabel, Gauge>,
     requests_waiting_by_priority: Family<PriorityLabels, Gauge>,
     rows_waiting: Family<ModelLabel, Gauge>,
@@ -253,6 +254,11 @@ impl ModelFamilies {
                 "Pictures of the requests that ended",
                 Family::default()
             ),
+            out_of_memory_steps: family!(
+                "out_of_memory_steps",
+                "Passes that memory ran out in, and that were tried again with less",
+                Family::default()
+            ),
             requests_waiting: family!(
                 "requests_waiting",
                 "Requests that wait for a slot",
@@ -319,6 +325,7 @@ pub(super) struct ModelMetrics {
     pub(super) generation_tokens: Counter,
     pub(super) denoising_steps: Counter,
     pub(super) images: Counter,
+    pub(super) out_of_memory_steps: Counter,
     pub(super) requests_waiting: Gauge,
     /// In the order of [`Priority::ALL`].
     pub(super) requests_waiting_by_priority: [Gauge; Priority::ALL.len()],
@@ -424,6 +431,7 @@ impl ModelMetrics {
             generation_tokens: families.generation_tokens.get_or_create_owned(&label),
             denoising_steps: families.denoising_steps.get_or_create_owned(&label),
             images: families.images.get_or_create_owned(&label),
+            out_of_memory_steps: families.out_of_memory_steps.get_or_create_owned(&label),
             requests_waiting: families.requests_waiting.get_or_create_owned(&label),
             requests_waiting_by_priority: Priority::ALL.map(|priority| {
                 let labels = PriorityLabels {

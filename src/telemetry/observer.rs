@@ -57,6 +57,12 @@ impl Observer for Metrics {
         }
     }
 
+    fn out_of_memory(&self, model: &str, failed_passes: u64) {
+        if let Some(metrics) = self.of(model) {
+            metrics.out_of_memory_steps.inc_by(failed_passes);
+        }
+    }
+
     fn first_token(&self, model: &str, since_submit: Duration) {
         if let Some(history) = &self.history {
             history.token(model);
@@ -265,6 +271,7 @@ mod tests {
         metrics.step("m", first, &step(1, 0, 0));
         metrics.step("m", second_device, &step(1, 3, 0));
         metrics.step("m", first, &step(0, 0, 1));
+        metrics.out_of_memory("m", 3);
         let usage = Usage {
             completion_tokens: 7,
             denoising_steps: 30,
@@ -354,6 +361,7 @@ mod tests {
             ("girandole_generation_tokens_total{model=\"m\"}", 7.0),
             ("girandole_denoising_steps_total{model=\"m\"}", 30.0),
             ("girandole_images_total{model=\"m\"}", 2.0),
+            ("girandole_out_of_memory_steps_total{model=\"m\"}", 3.0),
             ("girandole_rows_running{model=\"m\",device=\"cuda:0\"}", 3.0),
             ("girandole_rows_running{model=\"m\",device=\"cuda:1\"}", 1.0),
             (

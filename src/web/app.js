@@ -133,7 +133,7 @@ async function poll() {
 }
 
 function isBusy() {
-  return Boolean(chat.conversation?.active) || images.jobs.some(({ state }) => state === "queued" || state === "running");
+  return Boolean(chat.active) || images.jobs.some(({ state }) => state === "queued" || state === "running");
 }
 
 function showState() {

@@ -81,7 +81,8 @@ export class Chat {
 
   /** @returns {import("./conversation.js").Message|undefined} the answer that is being waited for */
   get active() {
-    return this.conversation.messages.find((message) => ACTIVE.has(message.state));
+    // There is no conversation before the service has said what it serves.
+    return this.conversation?.messages.find((message) => ACTIVE.has(message.state));
   }
 
   get model() {
@@ -141,7 +142,7 @@ export class Chat {
 
   ask() {
     const text = this.#prompt.value.trim();
-    if (!text || this.controls.complaint()) return;
+    if (!text || !this.conversation || this.controls.complaint()) return;
     this.#prompt.value = "";
     this.#fitPrompt();
     this.#show(this.conversation.add({ role: "user", text, state: "done" }));

@@ -144,3 +144,27 @@ export async function restart({ browser, binary }) {
   await service.end();
   return "texts before and after equal those of uninterrupted runs";
 }
+
+/** A service that is slow to say what it serves: nothing breaks meanwhile, and what was typed stays. */
+export async function slowStart({ browser, service }) {
+  const context = await browser.newContext();
+  const page = await context.newPage();
+  const complaints = [];
+  page.on("pageerror", (error) => complaints.push(String(error)));
+  await page.route("**/api/v1/models", async (route) => {
+    await sleep(2_500);
+    await route.continue();
+  });
+  await page.goto(service.address);
+  await page.evaluate(() => {
+    document.getElementById("prompt").value = "Early";
+    document.getElementById("composer-form").requestSubmit();
+  });
+  await ready(page);
+  assert.equal(await page.inputValue("#prompt"), "Early");
+  await ask(page, "Hello", { max_tokens: 20 });
+  assert.equal((await lastAnswer(page)).state, "done");
+  assert.deepEqual(complaints, []);
+  await context.close();
+  return "nothing lost in 2.5 s without models";
+}

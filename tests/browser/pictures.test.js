@@ -46,7 +46,7 @@ export async function pictures({ browser, address, service }) {
   assert.equal(body.strength, 0.5);
   assert.ok(body.image.startsWith("data:image/png;base64,"));
   await until("the third picture", async () => (await page.locator(".frame a[download]").count()) === 3);
-  assert.match(await page.locator(".job .figures").first().textContent(), /10 steps/);
+  await until("what it took", async () => /10 steps/.test(await page.locator(".job .figures").first().textContent()));
 
   // The gallery outlives the page.
   await page.reload();

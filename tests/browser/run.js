@@ -6,7 +6,7 @@
 
 import { parseArgs } from "node:util";
 import { admin } from "./admin.test.js";
-import { chat, oneConnection, refused, restart } from "./chat.test.js";
+import { chat, oneConnection, refused, restart, slowStart } from "./chat.test.js";
 import { launch, Service } from "./harness.js";
 import { interruptions, reload } from "./interruptions.test.js";
 import { keepsUp } from "./keeps_up.test.js";
@@ -14,7 +14,7 @@ import { markdown } from "./markdown.test.js";
 import { expired, pictures } from "./pictures.test.js";
 
 const SMOKE = { markdown, chat, reload };
-const ALL = { ...SMOKE, refused, oneConnection, pictures, expired, restart, admin, interruptions, keepsUp };
+const ALL = { ...SMOKE, slowStart, refused, oneConnection, pictures, expired, restart, admin, interruptions, keepsUp };
 
 const { values } = parseArgs({
   options: { binary: { type: "string" }, smoke: { type: "boolean" }, only: { type: "string" } },

@@ -144,6 +144,11 @@ fn what_cannot_be_measured_is_refused() {
     sandbox.write("script.toml", "");
     engine(&sandbox, "--rows 0").expect(2, &["--rows", "1..=4096"]);
     engine(&sandbox, "--kv-dtype f8").expect(2, &["kv_dtype", "one of auto, f32, f16, bf16"]);
+    engine(&sandbox, "--device-memory-share 1.5").expect(
+        2,
+        &["device_memory_share", "1.5", "a number from 0.01 to 1"],
+    );
+    engine(&sandbox, "--cuda-graphs maybe").expect(2, &["cuda_graphs", "one of on, off"]);
     engine(&sandbox, "--model scripted:script.toml").expect(1, &["script.toml is a script"]);
     engine(
         &sandbox,

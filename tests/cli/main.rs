@@ -4,7 +4,9 @@
 
 mod bench;
 mod configuration;
+mod gpu_check;
 mod hub;
+mod measured;
 mod prefix_cache;
 mod reports;
 mod sandbox;

@@ -41,6 +41,10 @@ async fn a_full_queue_is_503_by_every_way_in() {
         ids.push(gradio.join("generate", json!(["x", LONG])).await);
     }
     let _stream = gradio.stream().await;
+    eventually("both that wait are told", async || {
+        gradio.get("/gradio_api/queue/status").await.body["queue_size"] == 2
+    })
+    .await;
     let body = json!({"data": ["x", 3]});
     for (path, body) in [
         ("/gradio_api/run/generate", body.clone()),
@@ -51,6 +55,10 @@ async fn a_full_queue_is_503_by_every_way_in() {
         let reply = gradio.post(path, &body).await;
         assert_eq!(reply.status, 503, "{path}");
         assert!(reply.retry_after.is_some(), "{path}");
+        let (position, size) = (&reply.body["position"], &reply.body["size"]);
+        assert_eq!((position, size), (&json!(2), &json!(2)), "{path}");
+        let eta = reply.body["eta"].as_f64().expect("steps were measured");
+        assert!(eta > 0.0, "{path}: {eta} s");
     }
     let reply = gradio.try_join("generate", json!(["x", 3])).await;
     assert_eq!(
@@ -66,12 +74,37 @@ async fn a_full_queue_is_503_by_every_way_in() {
     for path in ["/config", "/gradio_api/info", "/gradio_api/queue/status"] {
         assert_eq!(gradio.get(path).await.status, 200, "{path}");
     }
-    eventually("both that wait are told", async || {
-        gradio.get("/gradio_api/queue/status").await.body["queue_size"] == 2
-    })
-    .await;
     for id in ids {
         assert_eq!(gradio.cancel(&id).await.status, 200);
+    }
+    service.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_hundred_at_once_fill_a_queue_to_its_last_place() {
+    let service = Service::start(Setup {
+        batch_size: 1,
+        max_queued_requests: 20,
+        ..Setup::default()
+    })
+    .await;
+    let sessions: Vec<Gradio> = (0..100).map(|_| Gradio::new(&service)).collect();
+    let joins = sessions
+        .iter()
+        .map(|gradio| gradio.try_join("generate", json!(["x", LONG])));
+    let replies = futures_util::future::join_all(joins).await;
+    let with = |status| {
+        replies
+            .iter()
+            .filter(|reply| reply.status == status)
+            .count()
+    };
+    // One runs, beside those that wait.
+    assert_eq!((with(200), with(503)), (21, 79));
+    for (gradio, reply) in sessions.iter().zip(&replies) {
+        if let Some(id) = reply.body["event_id"].as_str() {
+            gradio.cancel(id).await;
+        }
     }
     service.until_idle().await;
 }

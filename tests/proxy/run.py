@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Runs the service behind the real nginx and holds what comes through to what comes without it.
+"""Runs the service behind a real proxy and holds what comes through to what comes without it.
 
-    python3 tests/proxy/run.py --binary target/debug/girandole [--only NAME]
+    python3 tests/proxy/run.py --binary target/debug/girandole [--proxy nginx|caddy] [--only NAME]
 
-Needs `nginx` (Debian: nginx-light) and the standard library. nginx runs with docs/proxy/nginx.conf, in which only
-addresses are replaced. A good minute, a third of it waiting for a proxy that is gone.
+Needs `nginx` (Debian: nginx-light) or `caddy`, and the standard library. They run with docs/proxy/nginx.conf and
+docs/proxy/Caddyfile, in which only addresses are replaced. A good minute, a third of it waiting for a proxy that is gone.
 """
 
 import argparse
 import http.client
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -23,7 +24,7 @@ import urllib.parse
 import zlib
 
 HERE = pathlib.Path(__file__).parent
-SAMPLE = HERE.parent.parent / "docs/proxy/nginx.conf"
+SAMPLES = HERE.parent.parent / "docs/proxy"
 REQUESTS = "/api/v1/requests"
 # Fifty tokens a second, so that an answer of 600 takes 12 s.
 TEXT = '[cost]\ntokens_per_second = 50.0\n[output]\nkind = "varied"\n'
@@ -70,30 +71,22 @@ class Service:
         self.log.close()
 
 
-class Nginx:
-    """The sample's nginx before a port, until the block ends; it can be gone for a while."""
+class Proxy:
+    """A sample's proxy before a port, until the block ends; it can be gone for a while."""
+
+    environment = None
 
     def __init__(self, folder, upstream, more=""):
+        self.folder = folder
         self.port = free_port()
-        sample = SAMPLE.read_text(encoding="utf-8")
-        sample = sample.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}")
-        sample = re.sub(r"listen 80;", f"listen 127.0.0.1:{self.port};", sample)
-        sample = re.sub(r"^ *listen \[::\]:80;\n", "", sample, flags=re.M)
-        assert f"127.0.0.1:{upstream}" in sample and f"127.0.0.1:{self.port}" in sample, "the sample has changed"
-        head, brace, tail = sample.partition("location / {")
-        places = "".join(
-            f"{name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        self.file = folder / "nginx.conf"
-        self.file.write_text(
-            f"daemon off;\nmaster_process off;\npid {folder}/nginx.pid;\nerror_log {folder}/nginx.log;\n"
-            f"events {{ worker_connections 256; }}\nhttp {{\naccess_log off;\n{places}{head}{brace}{more}{tail}\n}}\n"
-        )
         self.process = None
+        sample = (SAMPLES / self.sample).read_text(encoding="utf-8")
+        self.configure(sample.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}"), upstream, more)
 
     def start(self):
-        command = ["nginx", "-p", str(self.file.parent), "-c", str(self.file)]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            self.command(), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment
+        )
         until_answered(self.port, self.process)
 
     def stop(self):
@@ -105,6 +98,43 @@ class Nginx:
 
     def __exit__(self, *_):
         self.stop()
+
+
+class Nginx(Proxy):
+    sample = "nginx.conf"
+
+    def configure(self, sample, upstream, more):
+        sample = re.sub(r"listen 80;", f"listen 127.0.0.1:{self.port};", sample)
+        sample = re.sub(r"^ *listen \[::\]:80;\n", "", sample, flags=re.M)
+        assert f"127.0.0.1:{upstream}" in sample and f"127.0.0.1:{self.port}" in sample, "the sample has changed"
+        head, brace, tail = sample.partition("location / {")
+        places = "".join(
+            f"{name}_temp_path {self.folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        self.file = self.folder / "nginx.conf"
+        self.file.write_text(
+            f"daemon off;\nmaster_process off;\npid {self.folder}/nginx.pid;\nerror_log {self.folder}/nginx.log;\n"
+            f"events {{ worker_connections 256; }}\nhttp {{\naccess_log off;\n{places}{head}{brace}{more}{tail}\n}}\n"
+        )
+
+    def command(self):
+        return ["nginx", "-p", str(self.folder), "-c", str(self.file)]
+
+
+class Caddy(Proxy):
+    sample = "Caddyfile"
+
+    def configure(self, sample, upstream, more):
+        assert not more, "only nginx is made stubborn"
+        sample = sample.replace("example.org {", f"http://127.0.0.1:{self.port} {{")
+        assert f"127.0.0.1:{upstream}" in sample and f"127.0.0.1:{self.port}" in sample, "the sample has changed"
+        self.file = self.folder / "Caddyfile"
+        # Its own control port is shut, and it stops at once: a stop of this test's is a cut.
+        self.file.write_text(f"{{\n\tadmin off\n\tgrace_period 1s\n}}\n{sample}")
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
+
+    def command(self):
+        return ["caddy", "run", "--config", str(self.file), "--adapter", "caddyfile"]
 
 
 def stop(process, how):
@@ -232,8 +262,8 @@ def told(port, tokens=300):
 
 def passes_streams_on(args, folder):
     """As documented: whole, at once, and with the headers that ask for it."""
-    with Service(args.binary, folder) as service, Nginx(folder, service.port) as nginx:
-        direct, through = told(service.port), told(nginx.port)
+    with Service(args.binary, folder) as service, args.proxy(folder, service.port) as proxy:
+        direct, through = told(service.port), told(proxy.port)
         assert through.text == direct.text and len(direct.text) > 0, "another text"
         assert through.headers["cache-control"] == "no-cache, no-transform", through.headers
         assert "content-encoding" not in through.headers
@@ -244,34 +274,35 @@ def passes_streams_on(args, folder):
 
 def survives_buffering(args, folder):
     """A proxy that buffers and compresses all the same: late, but whole."""
-    with Service(args.binary, folder) as service, Nginx(folder, service.port, STUBBORN) as nginx:
-        direct, through = told(service.port), told(nginx.port)
+    with Service(args.binary, folder) as service, Nginx(folder, service.port, STUBBORN) as proxy:
+        direct, through = told(service.port), told(proxy.port)
         assert through.text == direct.text, "another text"
         assert through.headers["content-encoding"] == "gzip", "the proxy is not stubborn enough"
         return f"{len(through.text)} bytes equal over {through.streams} streams, first text after {through.first_after:.2f} s"
 
 
 def survives_a_cut_of_ten_seconds(args, folder):
-    """The proxy is gone for ten seconds in mid-stream, of a text and of a picture, with and without buffering."""
+    """The proxy is gone for ten seconds in mid-stream, of a text and of a picture; nginx also where it buffers."""
     found = []
     bodies = [text_body(600), {"model": "picture", "prompt": "a lamp", "steps": 60, "seed": 7, "detach": True}]
     with Service(args.binary, folder) as service:
         submitted = [submit(service.port, body)[1] for body in bodies]
         text, image = (Reader(service.port, request).read() for request in submitted)
         drawn = file_of(service.port, image)
-        for name, more in (("plain", ""), ("buffering", STUBBORN)):
+        ways = [("plain", ""), ("buffering", STUBBORN)] if args.proxy is Nginx else [("plain", "")]
+        for name, more in ways:
             place = folder / name
             place.mkdir()
-            with Nginx(place, service.port, more) as nginx:
-                readers = [Reader(nginx.port, submit(nginx.port, body)[1]) for body in bodies]
+            with args.proxy(place, service.port, more) as proxy:
+                readers = [Reader(proxy.port, submit(proxy.port, body)[1]) for body in bodies]
                 for reader in readers if name == "plain" else []:
                     reader.read_stream(1)
-                nginx.stop()
+                proxy.stop()
                 time.sleep(10)
-                nginx.start()
+                proxy.start()
                 again = [reader.read() for reader in readers]
                 assert again[0].text == text.text, "another text"
-                assert file_of(nginx.port, again[1]) == drawn, "another picture"
+                assert file_of(proxy.port, again[1]) == drawn, "another picture"
                 found.append(f"{name}: {len(text.text)} and {len(drawn)} bytes equal")
     return "; ".join(found)
 
@@ -286,8 +317,8 @@ def file_of(port, reader):
 def goes_on_after_forced_ends(args, folder):
     """The service ends each stream after a second."""
     with Service(args.binary, folder, "--max-stream-age-s", "1") as service:
-        with Nginx(folder, service.port) as nginx:
-            through = told(nginx.port, 300)
+        with args.proxy(folder, service.port) as proxy:
+            through = told(proxy.port, 300)
     with Service(args.binary, folder) as service:
         direct = told(service.port, 300)
     assert direct.streams == 1
@@ -297,15 +328,15 @@ def goes_on_after_forced_ends(args, folder):
 
 
 def tells_users_apart(args, folder):
-    """By what nginx saw, not by what clients say."""
+    """By what the proxy saw, not by what clients say."""
     flags = ["--trusted-proxies", "127.0.0.1", "--max-waiting-per-user", "0", "--max-running-per-user", "1"]
-    with Service(args.binary, folder, *flags) as service, Nginx(folder, service.port) as nginx:
+    with Service(args.binary, folder, *flags) as service, args.proxy(folder, service.port) as proxy:
         long, forged = text_body(1000), {"x-forwarded-for": "203.0.113.9", "x-real-ip": "203.0.113.9"}
         statuses = [
-            submit(nginx.port, long, source="127.0.0.2")[0],
-            submit(nginx.port, long, source="127.0.0.2")[0],
-            submit(nginx.port, long, source="127.0.0.2", headers=forged)[0],
-            submit(nginx.port, long, source="127.0.0.3")[0],
+            submit(proxy.port, long, source="127.0.0.2")[0],
+            submit(proxy.port, long, source="127.0.0.2")[0],
+            submit(proxy.port, long, source="127.0.0.2", headers=forged)[0],
+            submit(proxy.port, long, source="127.0.0.3")[0],
         ]
         assert statuses == [201, 429, 429, 201], statuses
         return f"statuses {statuses}"
@@ -323,13 +354,15 @@ CHECKS = [
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True)
+    parser.add_argument("--proxy", choices=["nginx", "caddy"], default="nginx")
     parser.add_argument("--only", choices=[check.__name__ for check in CHECKS])
     args = parser.parse_args()
-    if shutil.which("nginx") is None:
-        sys.exit("nginx is not installed")
+    if shutil.which(args.proxy) is None:
+        sys.exit(f"{args.proxy} is not installed")
+    args.proxy = {"nginx": Nginx, "caddy": Caddy}[args.proxy]
     failed = 0
     for check in CHECKS:
-        if args.only not in (None, check.__name__):
+        if args.only not in (None, check.__name__) or (check is survives_buffering and args.proxy is not Nginx):
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="girandole-proxy-") as folder:

@@ -78,7 +78,7 @@ fn nothing_is_lost_and_no_device_idles_while_somebody_waits() {
         let limit = config.fairness.max_running_per_user;
         let budget = config.step_budget;
         let slowness: Vec<u32> = (0..devices).map(|_| 1 + random.below(3) as u32).collect();
-        println!("seed {seed}: {config:?} {slowness:?} {with_prefixes}");
+        eprintln!("seed {seed}: {config:?} {slowness:?} {with_prefixes}");
         let mut fleet = Fleet::new(config, &slowness, MEMORY);
         fleet.ask(random_traffic(&mut random, with_prefixes));
         fleet.run();

@@ -47,57 +47,83 @@ fn nan_fails_its_row_only() {
 
 #[test]
 fn a_panic_or_an_error_in_a_step_fails_that_pass_only() {
-    for fault in [
-        "panic_at_step = 9",
-        "fail_step_at = 9",
-        "out_of_memory_at_step = 9",
-    ] {
+    for fault in ["panic_at_step = 9", "fail_step_at = 9"] {
         assert_eq!(failures(fault), [Some(FailureKind::Step); 4], "{fault}");
     }
 }
 
 #[test]
-fn out_of_memory_fails_those_who_just_came() {
-    let planted = script(&format!("{COSTS}\n[[fault]]\nout_of_memory_at_step = 20"));
-    let mut world = World::new(config(4, Batching::Continuous), &planted);
-    let running = world.submit(job("running", 60));
-    // The window of 20 ms, a prompt, and steps of 4.5 ms up to the nineteenth.
-    while world.book.borrow().passes.len() < 19 {
-        let soon = world.now() + Duration::from_millis(1);
-        world.run_until(soon);
+fn a_pass_that_finds_no_memory_is_tried_again_with_less_and_fails_nobody() {
+    for fault in ["out_of_memory_at_step = 9", "out_of_memory_at_step = 1"] {
+        assert_eq!(failures(fault), [None; 4], "{fault}");
     }
-    let newcomer = world.submit(job("newcomer", 60));
-    world.run();
-    assert_eq!(running.failure(), None);
-    assert_eq!(newcomer.failure(), Some(FailureKind::Step));
 }
 
 #[test]
-fn out_of_memory_over_pictures_fails_the_youngest_and_lets_newcomers_be() {
+fn only_the_row_that_is_too_much_alone_fails() {
+    // The second asks for more than there is from its third pass on, whoever is with it.
+    let failed = failures("prompt_contains = 'poison'\nout_of_memory_from_step = 3");
+    assert_eq!(failed, [None, Some(FailureKind::Step), None, None]);
+}
+
+/// How eight streams and a long prompt fare where memory holds so many rows and prompt tokens: the passes
+/// that failed, and those that ran.
+fn passes_where_memory_holds(rows: u32, tokens: u32) -> (usize, usize) {
+    let small = script(&format!(
+        "[model]\nout_of_memory_above_rows = {rows}\nout_of_memory_above_tokens = {tokens}\n\
+         [cost]\nstep_micros = 4000\niterate_row_micros = 500\nbegin_token_micros = 100"
+    ));
+    let mut world = World::new(config(9, Batching::Continuous), &small);
+    let streams = (0..8).map(|i| world.submit(job(&format!("stream {i}"), 300)));
+    let mut logs: Vec<_> = streams.collect();
+    world.run_until(Time::from_millis(500));
+    logs.push(world.submit(job(&"long ".repeat(300), 40)));
+    world.run();
+    world.check_at_rest();
+    for log in &logs {
+        assert_eq!(log.failure(), None);
+    }
+    let book = world.book.borrow();
+    let failed = book.scarcity.failures;
+    (failed, book.passes.len() - failed)
+}
+
+#[test]
+fn passes_are_planned_smaller_for_a_while_after_memory_ran_out() {
+    let (failed, ran) = passes_where_memory_holds(100, 100_000);
+    assert_eq!(failed, 0);
+    assert!(ran < 400, "{ran} passes");
+    for (rows, tokens) in [(8, 50), (3, 1_000), (1, 1)] {
+        let (failed, ran) = passes_where_memory_holds(rows, tokens);
+        assert!(failed > 0, "it was scarce");
+        // The limit doubles every ten seconds, and each doubling may be one too many.
+        assert!(
+            failed * 20 < ran,
+            "{failed} of {ran} passes failed with {rows} rows"
+        );
+    }
+}
+
+#[test]
+fn pictures_that_do_not_fit_a_pass_together_take_turns() {
     let planted = script(
         "image = { out_of_memory_above = 3 }\n\
          cost = { step_micros = 10000, iterate_row_micros = 10000, begin_token_micros = 2000 }",
     );
     let mut world = World::new(config(6, Batching::Continuous), &planted);
-    let drawn = ["one", "two", "three"].map(|text| world.draw(picture(text, 40)));
-    world.run_until(Time::from_millis(300));
-    // Its beginning fits; with its first step memory runs out, while the next begins.
-    let fourth = world.draw(picture("four", 40));
-    while fourth.started_at().is_none() {
-        world.turn();
-    }
-    let fifth = world.draw(picture("five", 40));
+    let drawn: Vec<_> = (0..6)
+        .map(|i| world.draw(picture(&format!("picture {i}"), 40)))
+        .collect();
     world.run();
     world.check_at_rest();
     for log in &drawn {
         assert_eq!(log.failure(), None);
     }
-    // Both came last in turn. Afterwards there is room again.
-    assert_eq!(fourth.failure(), Some(FailureKind::Step));
-    assert_eq!(fifth.failure(), Some(FailureKind::Step));
-    let after = world.draw(picture("after", 4));
-    world.run();
-    assert_eq!(after.failure(), None);
+    // At one pace: nobody is drawn while others have hardly begun.
+    let ends: Vec<Time> = drawn.iter().filter_map(|log| log.closed_at()).collect();
+    let apart = *ends.iter().max().unwrap() - *ends.iter().min().unwrap();
+    assert!(apart < Duration::from_millis(1_000), "{apart:?}");
+    assert!(world.book.borrow().scarcity.failures <= 3);
 }
 
 #[test]

@@ -85,9 +85,13 @@ fn random_script(random: &mut Random) -> Script {
         true => format!("pass_work = {}\n", 1 + random.below(12)),
         false => String::new(),
     };
+    let scarce = match random.one_in(3) {
+        true => format!("out_of_memory_above = {}\n", 1 + random.below(6)),
+        false => String::new(),
+    };
     script(&format!(
         "[model]\nmemory_units = {}\n\
-         [image]\niterate_work = {}\nfinish_work = {}\n{pass_work}\
+         [image]\niterate_work = {}\nfinish_work = {}\n{pass_work}{scarce}\
          [cost]\nstep_micros = {}\niterate_row_micros = {}\nbegin_token_micros = {}\n",
         1 + random.below(30),
         1 + random.below(4),

@@ -4,6 +4,7 @@
 //! `GIRANDOLE_SIM_SEED=n cargo test --test sim random` repeats one run of the random traffic.
 
 mod crowd;
+mod crowd_forecasts;
 mod devices;
 mod faults;
 mod fleet;
@@ -14,6 +15,7 @@ mod order;
 mod pictures;
 mod random;
 mod rules;
+mod scarcity;
 mod several;
 mod threaded;
 mod watched;

@@ -12,6 +12,7 @@ use girandole::model::{Admitted, Model, ModelError};
 use girandole::scheduler::Batching;
 use girandole::time::{Clock, ManualClock};
 
+use crate::scarcity::is_part;
 use crate::world::{Book, Group, Held, PassSeen};
 
 /// The scripted model, with somebody who takes notes.
@@ -83,6 +84,7 @@ impl Model for Watched {
         self.check_pass(rows);
         {
             let book = &mut *self.book.borrow_mut();
+            book.scarcity.try_pass(book.turn, rows);
             book.passes.push(PassSeen {
                 turn: book.turn,
                 took: Duration::ZERO,
@@ -97,6 +99,10 @@ impl Model for Watched {
         }
         if outcome.is_ok() {
             Self::note_work(book, rows);
+            book.scarcity.pass_ran(at, rows);
+        }
+        if let Err(ModelError::OutOfMemory(_)) = &outcome {
+            book.scarcity.pass_failed(rows);
         }
         for outcome in outcome.iter().flatten() {
             if let (Next::Continue(key), Some(held)) =
@@ -145,7 +151,13 @@ impl Watched {
             return;
         };
         let group = group.group();
-        book.count_turn(group);
+        let failed = book.scarcity.failed_in(book.turn);
+        let again = failed.map(|failed| is_part(rows, failed));
+        match again {
+            None => book.count_turn(group),
+            Some(fits) => book.insist(fits, "what is tried again is no part of what failed"),
+        }
+        let retried = again.is_some();
         match group {
             Group::Finishing => {
                 let alone = rows.len() == 1 && rows[0].phase == Phase::Finish;
@@ -161,37 +173,36 @@ impl Watched {
                 let work = |held: &Held| held.cost.iterate_work;
                 let sum: u32 = taken.iter().map(|(_, held)| work(held)).sum();
                 let limit = self.inner.pass_work();
+                // When memory has run out, rows may be left out that did not fit.
+                let held = book.scarcity.held(self.clock.now()).unwrap_or(u32::MAX);
                 let oldest = left_out.iter().map(|(_, held)| held.last_pass).min();
                 // Of those who have waited as long as the one that did not fit, it may be any.
                 let fits = left_out
                     .iter()
                     .filter(|(_, held)| Some(held.last_pass) == oldest)
-                    .all(|(_, held)| sum + work(held) <= limit);
+                    .all(|(_, left)| sum + work(left) <= limit.min(held));
                 let latest = taken.iter().map(|(_, held)| held.last_pass).max();
                 let in_turn = oldest.is_none_or(|oldest| latest <= Some(oldest));
                 let within = sum <= limit || taken.len() == 1;
+                let begins_apart = taken.is_empty() && held < u32::MAX;
                 book.insist(
-                    left_out.is_empty() || !fits,
+                    retried || begins_apart || left_out.is_empty() || !fits,
                     "a row was left out of its group's pass",
                 );
                 book.insist(in_turn, "a row was left out before its turn");
                 book.insist(within, "a pass has more work than it may have");
             }
         }
-        let pass = book.passes.len() + 1;
-        for planned in rows {
-            if let Some(held) = book.slots.get_mut(&planned.slot) {
-                held.last_pass = pass;
-            }
-        }
     }
 
     /// What a pass that has not failed has done.
     fn note_work(book: &mut Book, rows: &[PlannedRow]) {
+        let pass = book.passes.len();
         for planned in rows {
             let Some(held) = book.slots.get_mut(&planned.slot) else {
                 continue;
             };
+            held.last_pass = pass;
             match planned.phase {
                 Phase::Begin => {
                     held.begin_done += planned.work;

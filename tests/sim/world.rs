@@ -22,6 +22,7 @@ use girandole::time::{Clock, ManualClock, Time};
 
 use crate::log::Log;
 use crate::order::{Shares, Who};
+use crate::scarcity::Scarcity;
 use crate::watched::Watched;
 
 /// A request that was taken by the engine.
@@ -98,6 +99,8 @@ pub(crate) struct Book {
     pub(crate) passes: Vec<PassSeen>,
     /// Groups of rows that could have a pass, and how long each may still wait.
     pub(crate) waits: BTreeMap<Group, Wait>,
+    /// What is known of passes that memory ran out in.
+    pub(crate) scarcity: Scarcity,
     actions: VecDeque<(Time, Action)>,
     pub(crate) shares: Shares,
     /// What the model's side found wrong. The engine contains panics in the model, so it is kept
@@ -215,6 +218,7 @@ impl World {
             turn: 0,
             passes: Vec::new(),
             waits: BTreeMap::new(),
+            scarcity: Scarcity::default(),
             actions: VecDeque::new(),
             shares: Shares::default(),
             violations: Vec::new(),
@@ -376,10 +380,12 @@ impl World {
 
     /// The texts that a request's rows would have if it were alone in the world.
     pub(crate) fn alone(&self, script: &Script, job: &Arc<Job>) -> Vec<String> {
-        let script = Script {
+        let mut script = Script {
             faults: Vec::new(),
             ..script.clone()
         };
+        // It may take its prompt whole.
+        script.model.out_of_memory_above_tokens = None;
         let mut model = ScriptedModel::new(script, Box::new(|_| ())).expect("a sound script");
         (0..job.rows())
             .map(|choice| text_alone(&mut model, job, choice))

@@ -230,7 +230,7 @@ async def readers(arguments):
             count = 20 * arguments.seconds
             delays, ends = [], []
             members = [Client(server) for _ in range(clients)]
-            cpu, began = server.cpu_seconds(), time.monotonic()
+            cpu, own, began = server.cpu_seconds(), time.process_time(), time.monotonic()
 
             async def late(number, client):
                 await asyncio.sleep(number / clients)
@@ -239,12 +239,13 @@ async def readers(arguments):
             jobs = [late(number, client) for number, client in enumerate(members)]
             await asyncio.wait_for(asyncio.gather(*jobs), 150)
             taken, cpu = time.monotonic() - began, server.cpu_seconds() - cpu
+            own = time.process_time() - own
             for client in members:
                 client.close()
             report(
                 "readers", clients=clients, whole=sum(ends), late_s=taken - 1 - arguments.seconds,
                 delay_p50_ms=1e3 * statistics.median(delays), delay_p99_ms=1e3 * quantile(delays, 0.99),
-                delay_max_ms=1e3 * max(delays), cpu_share=cpu / taken,
+                delay_max_ms=1e3 * max(delays), cpu_share=cpu / taken, client_cpu_share=own / taken,
                 messages=sum(client.messages for client in members), rss_mb=server.rss_mb(),
             )
 

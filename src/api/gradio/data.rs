@@ -5,13 +5,10 @@
 //! beginning, takes in those that join meanwhile, and says `close_stream` when all have ended.
 //!
 //! A client that asks for it (`?resume=1`) gets an `id:` line before each message and can come back with the
-//! last one in `Last-Event-ID`: the stream goes on behind it, for all events at once, with nothing lost and
-//! nothing twice. The id is `BASE.NUMBER-SEQ.NUMBER-SEQ…`: every event of the session below number `BASE`
-//! has been told, those named up to their own `SEQ`, and the others not at all. So the service keeps
-//! nothing for it but the logs.
+//! last one in `Last-Event-ID`: the stream goes on behind it ([`Cursor`]), for all events at once, with nothing lost and
+//! nothing twice.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -25,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::GradioError;
+use super::cursor::Cursor;
 use super::dialect::{Form, GradioDialect, failed_message};
 use super::session::{Joined, Open, Session};
 use crate::api::AppState;
@@ -89,52 +87,6 @@ pub(super) async fn stream(
     })))
 }
 
-/// How far each event of a session has been told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Cursor {
-    /// All events below have been told to their end.
-    base: u64,
-    /// Of the others, the last event of the log that was told.
-    seen: BTreeMap<u64, u64>,
-}
-
-impl Cursor {
-    /// As many events as a session can have by any sensible setting.
-    const MAX_EVENTS: usize = 4_096;
-
-    fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split('.');
-        let mut cursor = Cursor {
-            base: digits(parts.next()?)?,
-            seen: BTreeMap::new(),
-        };
-        for part in parts.take(Self::MAX_EVENTS) {
-            let (number, seq) = part.split_once('-')?;
-            cursor.seen.insert(digits(number)?, digits(seq)?);
-        }
-        Some(cursor)
-    }
-
-    fn seen(&self, number: u64) -> u64 {
-        self.seen.get(&number).copied().unwrap_or(0)
-    }
-}
-
-/// Digits only: `parse` would take a sign as well.
-fn digits(text: &str) -> Option<u64> {
-    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| plain)
-}
-
-impl fmt::Display for Cursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.base)?;
-        self.seen
-            .iter()
-            .try_for_each(|(number, seq)| write!(f, ".{number}-{seq}"))
-    }
-}
-
 /// A message of one event.
 struct Said {
     number: u64,
@@ -157,7 +109,7 @@ struct SessionStream {
     cursor: Cursor,
     with_ids: bool,
     /// Events that have been told to their end; `cursor.base` runs over them.
-    ended: BTreeMap<u64, ()>,
+    ended: BTreeSet<u64>,
     /// Events below have been looked at.
     next_number: u64,
     /// With nothing left to say, the stream ends then.
@@ -185,7 +137,7 @@ impl SessionStream {
             events: SelectAll::new(),
             cursor: Cursor::default(),
             with_ids,
-            ended: BTreeMap::new(),
+            ended: BTreeSet::new(),
             next_number: 0,
             over_at: now,
             last_said: now,
@@ -208,7 +160,7 @@ impl SessionStream {
                 stream.cursor.base = stream.cursor.base.min(event.number);
                 stream.follow(&event);
             } else {
-                stream.ended.insert(event.number, ());
+                stream.ended.insert(event.number);
             }
         }
         stream.advance();
@@ -279,7 +231,7 @@ impl SessionStream {
                     Some(frames) => reader(number, frames, log),
                     None => {
                         self.session.tell(number);
-                        self.ended.insert(number, ());
+                        self.ended.insert(number);
                         return;
                     }
                 }
@@ -293,7 +245,7 @@ impl SessionStream {
         self.cursor.seen.insert(said.number, said.seq);
         if said.last {
             self.session.tell(said.number);
-            self.ended.insert(said.number, ());
+            self.ended.insert(said.number);
             self.advance();
             self.over_at = self.last_said + self.state.config.gradio.linger;
         }
@@ -302,7 +254,7 @@ impl SessionStream {
 
     /// Moves the base over events that have ended.
     fn advance(&mut self) {
-        while self.ended.remove(&self.cursor.base).is_some() {
+        while self.ended.remove(&self.cursor.base) {
             self.cursor.seen.remove(&self.cursor.base);
             self.cursor.base += 1;
         }
@@ -361,25 +313,4 @@ pub(super) async fn heartbeat(
         }
         Some((Bytes::from_static(b"data: ALIVE\n\n"), (state, true)))
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cursor_survives_its_text() {
-        let cursor = Cursor {
-            base: 3,
-            seen: [(3, 15), (5, 2)].into(),
-        };
-        assert_eq!(cursor.to_string(), "3.3-15.5-2");
-        assert_eq!(Cursor::parse("3.3-15.5-2"), Some(cursor));
-        assert_eq!(Cursor::parse("7").map(|cursor| cursor.base), Some(7));
-        for wrong in [
-            "", "x", "1.", "1.2", "1.2-", "1.-2", "1.+2-3", "-1", "1.2-3-4",
-        ] {
-            assert_eq!(Cursor::parse(wrong), None, "{wrong}");
-        }
-    }
 }

@@ -19,6 +19,7 @@
 
 mod arguments;
 mod call;
+mod cursor;
 mod data;
 mod describe;
 mod dialect;

@@ -1,8 +1,10 @@
 //! `bench capacity`: how many users a server carries within given objectives, how sure that is, and what it is that
 //! stops more.
 
+mod answer;
 pub mod limits;
 pub mod presets;
+mod repeats;
 pub mod search;
 #[cfg(test)]
 mod simulation;
@@ -10,16 +12,15 @@ mod simulation;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use self::limits::{limits, shown};
-use self::search::{Found, Search, SearchConfig};
+use self::answer::{Ending, answer};
+use self::repeats::combined;
+use self::search::{Found, Question, Search, SearchConfig};
 use super::load::Pattern;
 use super::options::{Axis, CapacityOptions};
 use super::report_of::assemble;
-use super::results::{
-    self, BenchKind, BenchReport, Capacity, Estimate, LittlesLaw, Outcome, Point,
-};
+use super::results::{self, BenchKind, BenchReport, Outcome};
 use super::run::{Measured, Plan, PointSpec, Rigour, RunError, Watcher};
 use super::setup::{Opened, described_arrivals, settings};
 
@@ -31,10 +32,10 @@ const MIN_CONFIRM: (Duration, u32) = (Duration::from_secs(5), 4);
 const SCREEN_SHARE: f64 = 0.5;
 /// Points in a row that a search may lose to a slow client.
 const MAX_VOIDS: u32 = 4;
-/// How the end of a search that lost more begins.
-const VOID: &str = "the measurement is void";
-/// How far users and requests a second may differ from what Little's law makes of each other.
-const LITTLE_TOLERANCE: f64 = 0.1;
+/// From one load to the next until something fails.
+const FIRST_GROWTH: f64 = 2.0;
+/// In a search that begins where one before it has ended, times the precision.
+const NEXT_GROWTH: f64 = 4.0;
 
 /// Searches for the capacity.
 ///
@@ -46,73 +47,18 @@ pub fn run(
     watcher: &mut dyn Watcher,
 ) -> Result<BenchReport, RunError> {
     let opened = Opened::open(&options.load, serve_with)?;
-    let allowed = 1.0 - opened.session.objectives().good_share;
-    let mut search = Search::new(SearchConfig {
-        whole: options.axis == Axis::Users,
-        start: options.start,
-        min: match options.axis {
-            Axis::Users => 1.0,
-            Axis::Rate => options.start / 1024.0,
-        },
-        max: options.max,
-        precision: options.precision,
-        allowed,
-        max_points: options.max_points,
-    });
     let mut measured: Vec<(f64, Measured)> = Vec::new();
-    let mut ended =
-        "the interval is as narrow as asked, and both its ends were confirmed".to_owned();
-    let mut voids = 0;
-    while let Some(question) = search.next() {
-        if opened.session.elapsed() >= options.time_limit {
-            ended = format!(
-                "the time was over (--time-limit {} s)",
-                options.time_limit.as_secs()
-            );
-            break;
+    let mut searches: Vec<Found> = Vec::new();
+    let ending = loop {
+        let (found, ending) = search(options, &opened, &searches, &mut measured, watcher)?;
+        searches.push(found);
+        if ending != Ending::Narrow || searches.len() >= options.repeats as usize {
+            break ending;
         }
-        let spec = spec(options, &opened, &question, measured.len() as u64);
-        let found = opened.session.measure(&spec, watcher)?;
-        let is_void = found.point.verdict.outcome == Outcome::Void;
-        measured.push((question.level, found));
-        let (_, found) = &measured[measured.len() - 1];
-        // A client that was slow says nothing about the server; once more may help, for ever will not.
-        if is_void {
-            voids += 1;
-            if voids == MAX_VOIDS {
-                ended = format!(
-                    "{VOID}: {voids} points in a row were void: {}",
-                    found.point.verdict.reasons.join("; ")
-                );
-                break;
-            }
-            continue;
-        }
-        voids = 0;
-        search.record(&question, found.tally, found.judgement);
-    }
-    let found = search.found();
-    if ended.starts_with(VOID) {
-        // Said already.
-    } else if measured.len() >= options.max_points {
-        ended = format!(
-            "as many points were measured as allowed (--max-points {})",
-            options.max_points
-        );
-    } else if found.lower_bound {
-        ended = format!(
-            "nothing failed up to the greatest load that may be tried (--max {})",
-            shown(options.max)
-        );
-    }
-    if let Some((failed, passed)) = found.contradiction {
-        ended = format!(
-            "{ended}; {} failed at one time and {} passed at another: the server's speed wandered while it was measured",
-            shown(failed),
-            shown(passed)
-        );
-    }
-    let capacity = answer(options, &opened, &found, &measured, ended);
+    };
+    let found = combined(&searches, options.axis == Axis::Users);
+    let mut capacity = answer(options, &opened, &found, &measured, &ending);
+    capacity.searches = searches.iter().map(|found| found.capacity.value).collect();
     let arrivals = match options.axis {
         Axis::Users => results::Arrivals::Users {
             think_seconds: opened.think_seconds(&options.load),
@@ -120,27 +66,6 @@ pub fn run(
         },
         Axis::Rate => described_arrivals(options.load.arrivals),
     };
-    let mut all_settings: BTreeMap<_, _> = settings(&options.load);
-    all_settings.insert(
-        "by".to_owned(),
-        json!(if options.axis == Axis::Users {
-            "users"
-        } else {
-            "rate"
-        }),
-    );
-    all_settings.insert("precision".to_owned(), json!(options.precision));
-    all_settings.insert("start".to_owned(), json!(options.start));
-    all_settings.insert("max".to_owned(), json!(options.max));
-    all_settings.insert(
-        "point-seconds".to_owned(),
-        json!(options.point.as_secs_f64()),
-    );
-    all_settings.insert(
-        "time-limit".to_owned(),
-        json!(options.time_limit.as_secs_f64()),
-    );
-    all_settings.insert("max-points".to_owned(), json!(options.max_points));
     let points = measured
         .into_iter()
         .map(|(_, measured)| measured.point)
@@ -150,18 +75,99 @@ pub fn run(
         &options.load,
         &opened,
         arrivals,
-        all_settings,
+        all_settings(options),
         points,
         Some(capacity),
     ))
 }
 
-fn spec(
+/// One search. What it measured goes to the end of `measured`. A search after others begins where they ended.
+fn search(
     options: &CapacityOptions,
     opened: &Opened,
-    question: &search::Question,
-    index: u64,
-) -> PointSpec {
+    before: &[Found],
+    measured: &mut Vec<(f64, Measured)>,
+    watcher: &mut dyn Watcher,
+) -> Result<(Found, Ending), RunError> {
+    let is_whole = options.axis == Axis::Users;
+    let min = match options.axis {
+        Axis::Users => 1.0,
+        Axis::Rate => options.start / 1024.0,
+    };
+    let (start, growth) = match before.last().map(|found| found.capacity.value) {
+        Some(value) if value > 0.0 => (value, 1.0 + NEXT_GROWTH * options.precision),
+        _ => (options.start, FIRST_GROWTH),
+    };
+    let mut search = Search::new(SearchConfig {
+        whole: is_whole,
+        start,
+        growth,
+        min,
+        max: options.max,
+        precision: options.precision,
+        allowed: 1.0 - opened.session.objectives().good_share,
+        max_points: options.max_points.saturating_sub(measured.len()),
+    });
+    let mut voids = 0;
+    let mut ending = Ending::Narrow;
+    while let Some(question) = search.next() {
+        if opened.session.elapsed() >= options.time_limit {
+            ending = Ending::TimeOver;
+            break;
+        }
+        let spec = spec(options, opened, &question, measured.len() as u64);
+        let found = match opened.session.measure(&spec, watcher) {
+            Ok(found) => found,
+            Err(RunError::Stopped) if !measured.is_empty() => {
+                ending = Ending::Stopped;
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        let verdict = &found.point.verdict;
+        // A client that was slow says nothing about the server; once more may help, for ever will not.
+        if verdict.outcome == Outcome::Void {
+            voids += 1;
+            if voids == MAX_VOIDS {
+                ending = Ending::Void(verdict.reasons.join("; "));
+            }
+        } else {
+            voids = 0;
+            search.record(&question, found.tally, found.judgement);
+        }
+        measured.push((question.level, found));
+        if matches!(ending, Ending::Void(_)) {
+            break;
+        }
+    }
+    let found = search.found();
+    if ending == Ending::Narrow && measured.len() >= options.max_points {
+        ending = Ending::PointsOver;
+    }
+    Ok((found, ending))
+}
+
+fn all_settings(options: &CapacityOptions) -> BTreeMap<String, Value> {
+    let by = match options.axis {
+        Axis::Users => "users",
+        Axis::Rate => "rate",
+    };
+    let mut all = settings(&options.load);
+    let own = [
+        ("by", json!(by)),
+        ("precision", json!(options.precision)),
+        ("repeats", json!(options.repeats)),
+        ("start", json!(options.start)),
+        ("max", json!(options.max)),
+        ("point-seconds", json!(options.point.as_secs_f64())),
+        ("time-limit", json!(options.time_limit.as_secs_f64())),
+        ("max-points", json!(options.max_points)),
+    ];
+    all.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    all
+}
+
+fn spec(options: &CapacityOptions, opened: &Opened, question: &Question, index: u64) -> PointSpec {
     let pattern = match options.axis {
         Axis::Users => opened.users(&options.load, question.level as u32),
         Axis::Rate => Pattern::Open {
@@ -192,193 +198,4 @@ fn spec(
         },
         pattern,
     }
-}
-
-fn answer(
-    options: &CapacityOptions,
-    opened: &Opened,
-    found: &Found,
-    measured: &[(f64, Measured)],
-    ended: String,
-) -> Capacity {
-    let model = &opened.session.config().target.model;
-    // The last visit to a load is the one that decided.
-    let at = |level: Option<f64>| {
-        let level = level?;
-        measured
-            .iter()
-            .rev()
-            .find(|(at, _)| *at == level)
-            .map(|(_, measured)| &measured.point)
-    };
-    let (carried, failed) = (at(found.passed), at(found.failed));
-    let (first_limit, next_limit) =
-        failed.map_or((None, None), |failed| limits(failed, carried, model));
-    let think = opened.think_seconds(&options.load);
-    let (users, rate) = both(options.axis, found, carried, think);
-    let littles_law = carried.and_then(|point| cross_check(point, think));
-    let sentence = sentence(
-        opened,
-        found,
-        users,
-        rate,
-        first_limit.as_ref(),
-        next_limit.as_ref(),
-        options.axis,
-    );
-    let is_void = ended.starts_with(VOID);
-    let sentence = match is_void {
-        true => format!("No answer, {ended}. What was found until then: {sentence}"),
-        false => sentence,
-    };
-    Capacity {
-        sentence,
-        users,
-        requests_per_second: rate,
-        lower_bound: found.lower_bound,
-        first_limit,
-        next_limit,
-        littles_law,
-        searches: vec![found.capacity.value],
-        ended: if is_void || found.is_certain || found.lower_bound {
-            ended
-        } else {
-            format!("{ended}; not both ends of the interval were confirmed")
-        },
-    }
-}
-
-/// Users and requests a second, one of which was searched for. The other follows from Little's law at the load that
-/// is carried: users = requests a second x (time to answer + time to think).
-fn both(
-    axis: Axis,
-    found: &Found,
-    carried: Option<&Point>,
-    think: f64,
-) -> (Option<Estimate>, Option<Estimate>) {
-    let scaled = |factor: f64| Estimate {
-        value: found.capacity.value * factor,
-        low: found.capacity.low.map(|low| low * factor),
-        high: found.capacity.high.map(|high| high * factor),
-    };
-    let cycle =
-        carried.and_then(|point| Some(point.latencies.end_to_end.as_ref()?.mean? / 1e3 + think));
-    match axis {
-        Axis::Users => {
-            let rate = carried
-                .map(|point| point.throughput.requests_per_second.value / point.offered.amount());
-            (Some(found.capacity), rate.map(scaled))
-        }
-        Axis::Rate => (cycle.map(scaled), Some(found.capacity)),
-    }
-}
-
-/// Of users: how many there were, against what their requests and times say.
-fn cross_check(carried: &Point, think: f64) -> Option<LittlesLaw> {
-    let results::Offered::Users { users } = carried.offered else {
-        return carried.littles_law;
-    };
-    let mean_seconds = carried.latencies.end_to_end.as_ref()?.mean? / 1e3 + think;
-    let requests_per_second = carried.throughput.requests_per_second.value;
-    let difference =
-        f64::from(users) / (requests_per_second * mean_seconds).max(f64::MIN_POSITIVE) - 1.0;
-    let count = (requests_per_second * carried.windows.measured_seconds).max(1.0);
-    Some(LittlesLaw {
-        in_flight: f64::from(users),
-        requests_per_second,
-        mean_seconds,
-        difference,
-        holds: difference.abs() <= LITTLE_TOLERANCE + 2.0 / count.sqrt(),
-    })
-}
-
-fn sentence(
-    opened: &Opened,
-    found: &Found,
-    users: Option<Estimate>,
-    rate: Option<Estimate>,
-    first: Option<&results::Limit>,
-    next: Option<&results::Limit>,
-    axis: Axis,
-) -> String {
-    let objectives = opened.session.objectives();
-    let limits: Vec<String> = objectives
-        .limits
-        .iter()
-        .map(|limit| format!("{} within {} ms", limit.metric.title(), limit.limit_ms))
-        .collect();
-    let goal = format!(
-        "{} for {} % of requests",
-        limits.join(" and "),
-        shown(objectives.good_share * 100.0)
-    );
-    let amount = |estimate: Option<Estimate>, unit: &str, whole: bool| {
-        estimate.map(|estimate| {
-            let show = |value: f64| {
-                if whole {
-                    format!("{value:.0}")
-                } else {
-                    shown(value)
-                }
-            };
-            let interval = match (estimate.low, estimate.high) {
-                (Some(low), Some(high)) => {
-                    format!(" (95 % interval {} to {})", show(low), show(high))
-                }
-                (Some(low), None) => format!(" (at least {})", show(low)),
-                (None, Some(high)) => format!(" (at most {})", show(high)),
-                (None, None) => String::new(),
-            };
-            format!("{} {unit}{interval}", show(estimate.value))
-        })
-    };
-    let (main, other) = match axis {
-        Axis::Users => (
-            amount(users, "users", true),
-            amount(rate, "requests/s", false),
-        ),
-        Axis::Rate => (
-            amount(rate, "requests/s", false),
-            amount(users, "users", true),
-        ),
-    };
-    let model = &opened.session.config().target.model;
-    let Some(main) = main.filter(|_| found.passed.is_some()) else {
-        let least = if axis == Axis::Users {
-            "a single user"
-        } else {
-            "the least load that was tried"
-        };
-        let why = first.map_or(String::new(), |limit| format!(": {}", limit.explanation));
-        return format!("{model} does not carry {least} with {goal}{why}.");
-    };
-    let at_least = if found.lower_bound { "at least " } else { "" };
-    let mut text = format!("{model} carries {at_least}{main}");
-    if let Some(other) = other {
-        text += &format!(", that is {other},");
-    }
-    text += &format!(" with {goal}.");
-    let proof = |limit: &results::Limit| {
-        let bound = limit
-            .bound
-            .map_or(String::new(), |bound| format!(" of {}", shown(bound)));
-        format!(
-            "{} ({} {}{bound} {})",
-            limit.name,
-            limit.counter,
-            shown(limit.value),
-            limit.unit
-        )
-    };
-    if let Some(first) = first {
-        text += &format!(
-            " The limit hit first is {}: {}.",
-            proof(first),
-            first.explanation
-        );
-    }
-    if let Some(next) = next {
-        text += &format!(" The next one is {}.", proof(next));
-    }
-    text
 }

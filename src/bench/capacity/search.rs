@@ -1,18 +1,30 @@
 //! The search for the greatest load that is carried: pure, a question at a time.
 //!
 //! Up by doubling until something fails, then down the middle on a log scale with quick tests that may err; then
-//! both ends of what is left are confirmed, each with an error of 2.5 %. An end that cannot be confirmed moves
-//! outwards, one that turns out wrong inwards: so what is stated at the end has been shown, not assumed.
+//! both ends of an interval around what is left are confirmed, each with an error of 2.5 %. An end that cannot be
+//! confirmed moves outwards. So what is stated at the end has been shown, not assumed.
+//!
+//! A server's speed may wander while it is measured, and then one load fails at one time and a greater one passes at
+//! another. No single point decides: every one has a vote, the answer is where the fewest votes are wrong, and where
+//! votes are equal the load is measured again. The interval lies outside of everything that was shown both ways.
 
 use crate::bench::results::Estimate;
 use crate::bench::run::{Judgement, Rigour, Tally};
 
-/// Confirmations of one load before it is taken for one that cannot be told.
-const MAX_CONFIRMATIONS: u32 = 2;
+/// Confirmations of one load that told nothing, before it is taken for one that cannot be told.
+const MAX_UNDECIDED: u32 = 2;
+/// Visits of one load, to settle votes that are equal.
+const MAX_VISITS: u32 = 6;
 /// While the order of magnitude is sought, this share of bad requests is too much: a dozen requests tell.
 const COARSE_BAD_SHARE: f64 = 0.2;
 /// The quick tests' idea of too much, times the allowed share.
 const FINE_FACTOR: f64 = 3.0;
+/// What a point that is beyond doubt has to say counts so much ..
+const SURE_VOTE: f64 = 1.0;
+/// .. what a quick test says so much ..
+const QUICK_VOTE: f64 = 0.5;
+/// .. and what a point was nearer to that said neither, so much.
+const GUESSED_VOTE: f64 = 0.25;
 
 /// What is searched for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,6 +33,8 @@ pub struct SearchConfig {
     pub whole: bool,
     /// The first load.
     pub start: f64,
+    /// From one load to the next while none has failed, or all have. Above 1.
+    pub growth: f64,
     /// The least that is tried.
     pub min: f64,
     /// The greatest.
@@ -40,54 +54,60 @@ pub struct Question {
     pub level: f64,
     /// How sure the answer must be.
     pub rigour: Rigour,
-    /// What confirmations of this load have shown before.
+    /// What confirmations of this load have shown that told nothing yet.
     pub earlier: Option<Tally>,
     /// How often it was measured before.
     pub repeat: u32,
 }
 
 /// What is known about a load.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Known {
     level: f64,
-    screened: Option<Judgement>,
-    confirmed: Option<Judgement>,
-    confirmations: u32,
-    /// Of all confirmations.
-    tally: Option<Tally>,
-    /// Of the last visit.
-    bad_share: f64,
     visits: u32,
-    ever_passed: bool,
-    ever_failed: bool,
+    /// Votes that it is carried, and that it is not.
+    passes: f64,
+    fails: f64,
+    /// Whether it was ever beyond doubt that it is carried, or that it is not: both where the server wanders.
+    surely_passed: bool,
+    surely_failed: bool,
+    /// What the last confirmation that told something said.
+    confirmed: Option<Judgement>,
+    /// Confirmations since then that told nothing, and all that they have shown.
+    undecided: u32,
+    tally: Option<Tally>,
 }
 
 impl Known {
-    /// The best guess.
-    fn passes(&self, allowed: f64) -> bool {
-        match self.confirmed.or(self.screened) {
-            Some(judgement) => judgement == Judgement::Pass,
-            None => self.tally.map_or(self.bad_share, |tally| tally.bad_share()) <= allowed,
+    fn vote(&mut self, judgement: Judgement, votes: f64) {
+        match judgement {
+            Judgement::Pass => self.passes += votes,
+            Judgement::Fail => self.fails += votes,
+        }
+        if votes >= SURE_VOTE {
+            self.surely_passed |= judgement == Judgement::Pass;
+            self.surely_failed |= judgement == Judgement::Fail;
         }
     }
 
     fn cannot_be_told(&self) -> bool {
-        self.confirmed.is_none() && self.confirmations >= MAX_CONFIRMATIONS
+        self.undecided >= MAX_UNDECIDED || self.visits >= MAX_VISITS
     }
 }
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Found {
-    /// The load that is carried, with its 95 % interval; 0 where not even the least load is.
+    /// The load that is carried, with its 95 % interval; 0 where not even the least load is. The interval's lower end
+    /// has been shown to be carried, its upper end not to be.
     pub capacity: Estimate,
     /// Nothing failed: it may be more.
     pub lower_bound: bool,
     /// Both ends have been confirmed.
     pub is_certain: bool,
-    /// The greatest load that passed.
+    /// A load that is carried: the interval's lower end, or the nearest to it that was measured.
     pub passed: Option<f64>,
-    /// The least that failed.
+    /// One that is not: its upper end, likewise.
     pub failed: Option<f64>,
     /// A load that failed at one time, and a greater one that passed at another, further apart than the precision.
     pub contradiction: Option<(f64, f64)>,
@@ -100,6 +120,20 @@ pub struct Search {
     /// In the order of loads.
     known: Vec<Known>,
     points: usize,
+}
+
+/// An end of the interval: known, or what to ask for it, or neither where nothing more can be asked.
+enum End {
+    Known(f64),
+    Ask(Question),
+    Unknown,
+}
+
+/// Which end.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Low,
+    High,
 }
 
 impl Search {
@@ -117,139 +151,186 @@ impl Search {
         if self.points >= self.config.max_points {
             return None;
         }
-        let (low, high) = self.bracket();
-        match (low, high) {
-            (None, None) => Some(self.screen(self.config.start, true)),
-            (Some(low), None) if low.level >= self.config.max => self.confirm_low(low),
-            (Some(low), None) => Some(self.screen((low.level * 2.0).min(self.config.max), true)),
-            (None, Some(high)) if high.level <= self.config.min => self.confirm_high(high),
-            (None, Some(high)) => Some(self.screen((high.level / 2.0).max(self.config.min), true)),
-            (Some(low), Some(high)) if !self.is_close(low.level, high.level) => {
-                Some(self.screen((low.level * high.level).sqrt(), false))
-            }
-            (Some(low), Some(high)) => self.confirm_high(high).or_else(|| self.confirm_low(low)),
+        if let Some(disputed) = self.disputed() {
+            return Some(self.question(disputed, Rigour::Confirm));
         }
+        let SearchConfig {
+            start,
+            growth,
+            min,
+            max,
+            ..
+        } = self.config;
+        match self.bracket() {
+            (None, None) => Some(self.screen(start, true)),
+            (Some(low), None) if low < max => Some(self.screen(self.step(low, growth), true)),
+            (None, Some(high)) if high > min => {
+                Some(self.screen(self.step(high, 1.0 / growth), true))
+            }
+            (Some(low), Some(high)) if !self.is_close(low, high) => {
+                Some(self.screen((low * high).sqrt(), false))
+            }
+            (low, high) => {
+                let ends = [high.map(|_| Side::High), low.map(|_| Side::Low)];
+                let ends = ends.into_iter().flatten().map(|side| self.end(side));
+                let asked = ends.filter_map(|end| match end {
+                    End::Ask(question) => Some(question),
+                    End::Known(_) | End::Unknown => None,
+                });
+                asked.into_iter().next().or_else(|| self.recheck())
+            }
+        }
+    }
+
+    /// The upper end once more, at last: what other programs do to a server makes it slower, never faster, so it is
+    /// failures that a bad minute may have made.
+    fn recheck(&self) -> Option<Question> {
+        let (_, high) = self.bracket();
+        let End::Known(level) = self.end(Side::High) else {
+            return None;
+        };
+        let was_once = self.at(level).is_some_and(|known| known.visits < 2);
+        (high.is_some() && was_once).then(|| self.question(level, Rigour::Confirm))
     }
 
     /// What a measurement has shown.
     pub fn record(&mut self, question: &Question, tally: Tally, judgement: Option<Judgement>) {
         self.points += 1;
-        let index = self
-            .known
-            .partition_point(|known| known.level < question.level);
-        let is_new = self
-            .known
-            .get(index)
-            .is_none_or(|known| known.level > question.level);
-        if is_new {
-            let known = Known {
-                level: question.level,
-                screened: None,
-                confirmed: None,
-                confirmations: 0,
-                tally: None,
-                bad_share: 0.0,
-                visits: 0,
-                ever_passed: false,
-                ever_failed: false,
-            };
-            self.known.insert(index, known);
-        }
-        let known = &mut self.known[index];
+        let allowed = self.config.allowed;
+        let known = self.place(question.level);
         known.visits += 1;
-        known.bad_share = tally.bad_share();
-        known.ever_passed |= judgement == Some(Judgement::Pass);
-        known.ever_failed |= judgement == Some(Judgement::Fail);
-        match question.rigour {
-            Rigour::Screen { .. } => known.screened = judgement,
-            Rigour::Confirm => {
-                known.confirmations += 1;
-                known.tally = Some(known.tally.map_or(tally, |earlier| earlier.and(tally)));
-                known.confirmed = judgement;
+        let is_confirmation = question.rigour == Rigour::Confirm;
+        let is_sure = is_confirmation || tally.judge(allowed, Rigour::Confirm) == judgement;
+        match judgement {
+            Some(judgement) => {
+                known.vote(judgement, if is_sure { SURE_VOTE } else { QUICK_VOTE });
+                if is_confirmation {
+                    (known.confirmed, known.undecided, known.tally) = (Some(judgement), 0, None);
+                }
             }
-        }
-        if known.confirmed.is_some() {
-            self.drop_contradictions(index);
+            None => {
+                let all = known.tally.map_or(tally, |earlier| earlier.and(tally));
+                let guess = match all.bad_share() <= allowed {
+                    true => Judgement::Pass,
+                    false => Judgement::Fail,
+                };
+                known.vote(guess, GUESSED_VOTE);
+                if is_confirmation {
+                    (known.undecided, known.tally) = (known.undecided + 1, Some(all));
+                }
+            }
         }
     }
 
-    /// What was confirmed at one load holds for all beyond it: quick tests that said otherwise are forgotten.
-    fn drop_contradictions(&mut self, index: usize) {
-        let judgement = self.known[index].confirmed;
-        let (below, above) = self.known.split_at_mut(index);
-        let beyond = match judgement {
-            Some(Judgement::Pass) => below,
-            _ => &mut above[1..],
-        };
-        for known in beyond.iter_mut().filter(|known| known.confirmed.is_none()) {
-            known.screened = judgement;
+    fn place(&mut self, level: f64) -> &mut Known {
+        let index = self.known.partition_point(|known| known.level < level);
+        if self
+            .known
+            .get(index)
+            .is_none_or(|known| known.level > level)
+        {
+            let known = Known {
+                level,
+                ..Known::default()
+            };
+            self.known.insert(index, known);
         }
+        &mut self.known[index]
+    }
+
+    fn at(&self, level: f64) -> Option<&Known> {
+        self.known.iter().find(|known| known.level == level)
     }
 
     /// The answer, as far as it is known.
     pub fn found(&self) -> Found {
         let (low, high) = self.bracket();
-        let confirmed = |wanted| move |known: &&Known| known.confirmed == Some(wanted);
-        let failed = self
-            .known
-            .iter()
-            .find(confirmed(Judgement::Fail))
-            .map(|known| known.level);
-        let passed = self
-            .known
-            .iter()
-            .rev()
-            .filter(|known| failed.is_none_or(|failed| known.level < failed))
-            .find(confirmed(Judgement::Pass))
-            .map(|known| known.level);
-        let ever_failed = self.known.iter().find(|known| known.ever_failed);
-        let ever_passed = self.known.iter().rev().find(|known| known.ever_passed);
-        let contradiction = ever_failed
-            .zip(ever_passed)
-            .map(|(failed, passed)| (failed.level, passed.level))
+        let end = |side| match self.end(side) {
+            End::Known(level) => Some(level),
+            End::Ask(_) | End::Unknown => None,
+        };
+        let (passed, failed) = (
+            low.and_then(|_| end(Side::Low)),
+            high.and_then(|_| end(Side::High)),
+        );
+        let contradiction = self
+            .surely_failed()
+            .zip(self.surely_passed())
             .filter(|(failed, passed)| *passed > *failed * (1.0 + self.config.precision));
-        let greatest = failed.map(|failed| {
-            if self.config.whole {
-                failed - 1.0
-            } else {
-                failed
-            }
-        });
         let value = match (low, high) {
             (None, _) => 0.0,
-            (Some(low), None) => low.level,
-            (Some(low), Some(_)) if self.config.whole => low.level,
-            (Some(low), Some(high)) => (low.level * high.level).sqrt(),
+            (Some(low), None) => low,
+            (Some(low), Some(_)) if self.config.whole => low,
+            (Some(low), Some(high)) => (low * high).sqrt(),
         };
         Found {
             capacity: Estimate {
                 value,
                 low: passed.or(low.is_none().then_some(0.0)),
-                high: greatest,
+                high: failed,
             },
             lower_bound: high.is_none() && low.is_some(),
             is_certain: failed.is_some() && (passed.is_some() || low.is_none()),
-            passed: low.map(|known| known.level),
-            failed: high.map(|known| known.level),
+            passed: passed.or(low),
+            failed: failed.or(high),
             contradiction,
         }
     }
 
-    /// The least load that fails, and the greatest below it that passes.
-    fn bracket(&self) -> (Option<&Known>, Option<&Known>) {
-        let allowed = self.config.allowed;
-        let high = self.known.iter().position(|known| !known.passes(allowed));
-        let low = high.unwrap_or(self.known.len()).checked_sub(1);
-        (
-            low.map(|index| &self.known[index]),
-            high.map(|index| &self.known[index]),
-        )
+    /// The least load that failed beyond doubt, at whatever time.
+    fn surely_failed(&self) -> Option<f64> {
+        let mut known = self.known.iter();
+        known
+            .find(|known| known.surely_failed)
+            .map(|known| known.level)
+    }
+
+    /// The greatest that passed beyond doubt.
+    fn surely_passed(&self) -> Option<f64> {
+        let mut known = self.known.iter().rev();
+        known
+            .find(|known| known.surely_passed)
+            .map(|known| known.level)
+    }
+
+    /// Where the loads that are carried end, by the fewest votes that are wrong: all cuts that have so few, as the
+    /// number of loads below.
+    fn cuts(&self) -> (usize, usize) {
+        let mut wrong: f64 = self.known.iter().map(|known| known.passes).sum();
+        let (mut least, mut first, mut last) = (wrong, 0, 0);
+        for (index, known) in self.known.iter().enumerate() {
+            wrong += known.fails - known.passes;
+            // Votes are quarters: sums of them are exact.
+            if wrong < least {
+                (least, first) = (wrong, index + 1);
+            }
+            if wrong <= least {
+                last = index + 1;
+            }
+        }
+        (first, last)
+    }
+
+    /// The greatest load that is carried, and the least beyond it that is not. Of equal cuts the lowest.
+    fn bracket(&self) -> (Option<f64>, Option<f64>) {
+        let (cut, _) = self.cuts();
+        let level = |index: usize| self.known.get(index).map(|known| known.level);
+        (cut.checked_sub(1).and_then(level), level(cut))
+    }
+
+    /// A load between cuts that are as good as each other: it was shown both ways, or a greater one was shown to be
+    /// carried and it was not.
+    fn disputed(&self) -> Option<f64> {
+        let (first, last) = self.cuts();
+        let mut between = self.known[first..last].iter();
+        between
+            .find(|known| known.visits < MAX_VISITS)
+            .map(|known| known.level)
     }
 
     fn is_close(&self, low: f64, high: f64) -> bool {
-        // Both ends may still move by a step: half of the interval is left to that.
-        let width = high / low - 1.0;
-        width <= self.config.precision / 2.0 || (self.config.whole && high - low <= 1.0)
+        // The other half of the interval is left to its ends.
+        high / low - 1.0 <= self.config.precision / 2.0 || (self.config.whole && high - low <= 1.0)
     }
 
     fn screen(&self, level: f64, coarse: bool) -> Question {
@@ -266,7 +347,7 @@ impl Search {
         } else {
             level
         };
-        let known = self.known.iter().find(|known| known.level == level);
+        let known = self.at(level);
         Question {
             level,
             rigour,
@@ -277,46 +358,79 @@ impl Search {
         }
     }
 
-    /// The next step towards a load at or below this one that certainly passes.
-    fn confirm_low(&self, low: &Known) -> Option<Question> {
-        let mut level = low.level;
+    /// An end of the interval. It lies a quarter of the precision beyond the bracket, where that makes a difference:
+    /// what is so near to the limit that every breath of the server decides it would take for ever to confirm, and
+    /// would claim more than can be known. It lies outside of all that was shown both ways.
+    fn end(&self, side: Side) -> End {
+        let (low, high) = self.bracket();
+        let (limit, wanted, disputed) = match side {
+            Side::Low => (self.config.min, Judgement::Pass, self.surely_failed()),
+            Side::High => (self.config.max, Judgement::Fail, self.surely_passed()),
+        };
+        let Some(inner) = (if side == Side::Low { low } else { high }) else {
+            return End::Unknown;
+        };
+        let is_outside = |level: f64| match side {
+            Side::Low => disputed.is_none_or(|disputed| level < disputed),
+            Side::High => disputed.is_none_or(|disputed| level > disputed),
+        };
+        let is_shown = |known: &&Known| known.confirmed == Some(wanted) && is_outside(known.level);
+        let shown = match side {
+            Side::Low => self
+                .known
+                .iter()
+                .rev()
+                .filter(|known| known.level <= inner)
+                .find(is_shown),
+            Side::High => self
+                .known
+                .iter()
+                .filter(|known| known.level >= inner)
+                .find(is_shown),
+        };
+        let shown = shown.map(|known| known.level);
+        let factor = |share: f64| match side {
+            Side::Low => 1.0 / (1.0 + self.config.precision * share),
+            Side::High => 1.0 + self.config.precision * share,
+        };
+        let is_between = low.is_some() && high.is_some();
+        let mut level = self.rounded(inner * if is_between { factor(0.25) } else { 1.0 });
         loop {
-            let known = self.known.iter().find(|known| known.level == level);
-            match known {
-                Some(known) if known.confirmed == Some(Judgement::Pass) => return None,
-                Some(known) if known.cannot_be_told() => {}
-                _ => return Some(self.question(level, Rigour::Confirm)),
+            // What was shown already is as good as the wanted place, if it is nearer.
+            let is_reached = shown.is_some_and(|shown| match side {
+                Side::Low => shown >= level,
+                Side::High => shown <= level,
+            });
+            if let Some(shown) = shown.filter(|_| is_reached) {
+                return End::Known(shown);
             }
-            if level <= self.config.min {
-                return None;
+            let is_hopeless = self.at(level).is_some_and(Known::cannot_be_told);
+            if is_outside(level) && !is_hopeless {
+                return End::Ask(self.question(level, Rigour::Confirm));
             }
-            level = self.step(level, 1.0 / (1.0 + self.config.precision / 2.0));
+            if level == limit {
+                return End::Unknown;
+            }
+            level = self.step(level, factor(0.5));
         }
     }
 
-    /// The next step towards a load at or above this one that certainly fails.
-    fn confirm_high(&self, high: &Known) -> Option<Question> {
-        let mut level = high.level;
-        loop {
-            let known = self.known.iter().find(|known| known.level == level);
-            match known {
-                Some(known) if known.confirmed == Some(Judgement::Fail) => return None,
-                Some(known) if known.cannot_be_told() => {}
-                _ => return Some(self.question(level, Rigour::Confirm)),
-            }
-            if level >= self.config.max {
-                return None;
-            }
-            level = self.step(level, 1.0 + self.config.precision / 2.0);
+    fn rounded(&self, level: f64) -> f64 {
+        let level = level.clamp(self.config.min, self.config.max);
+        if self.config.whole {
+            level.round()
+        } else {
+            level
         }
     }
 
+    /// At least one user further.
     fn step(&self, level: f64, factor: f64) -> f64 {
-        let next = (level * factor).clamp(self.config.min, self.config.max);
+        let next = self.rounded(level * factor);
         match self.config.whole {
             false => next,
-            true if factor > 1.0 => next.round().max(level + 1.0).min(self.config.max),
-            true => next.round().min(level - 1.0).max(self.config.min),
+            true if factor > 1.0 => next.max(level + 1.0).min(self.config.max),
+            true => next.min(level - 1.0).max(self.config.min),
         }
     }
 }

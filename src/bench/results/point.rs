@@ -157,6 +157,9 @@ pub struct ErrorCount {
 pub struct Latencies {
     /// See [`Metric::ClientLag`]; one sample a request, in milliseconds.
     pub client_lag: Option<Distribution>,
+    /// See [`Metric::ReadingLag`]; one sample each 20 ms, in milliseconds.
+    #[serde(default)]
+    pub reading_lag: Option<Distribution>,
     /// See [`Metric::TimeToFirstToken`]; one sample a completed request, in milliseconds.
     pub time_to_first_token: Option<Distribution>,
     /// See [`Metric::TimeToFirstPreview`]; one sample a completed request, in milliseconds.
@@ -178,6 +181,7 @@ impl Latencies {
     pub fn get(&self, metric: Metric) -> Option<&Distribution> {
         let found = match metric {
             Metric::ClientLag => &self.client_lag,
+            Metric::ReadingLag => &self.reading_lag,
             Metric::TimeToFirstToken => &self.time_to_first_token,
             Metric::TimeToFirstPreview => &self.time_to_first_preview,
             Metric::TimePerOutputToken => &self.time_per_output_token,

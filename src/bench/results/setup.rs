@@ -193,6 +193,9 @@ pub struct Objective {
 pub enum Metric {
     /// From the intended start until the client began to send.
     ClientLag,
+    /// How long the thread that has all connections takes to look at them and to read what has come, tried all the
+    /// while: so late may a frame be read.
+    ReadingLag,
     /// From the intended start until the first text was here.
     TimeToFirstToken,
     /// From the intended start until the first preview was here. Images.
@@ -211,8 +214,9 @@ pub enum Metric {
 
 impl Metric {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Metric; 8] = [
+    pub const ALL: [Metric; 9] = [
         Metric::ClientLag,
+        Metric::ReadingLag,
         Metric::TimeToFirstToken,
         Metric::TimeToFirstPreview,
         Metric::TimePerOutputToken,
@@ -222,10 +226,16 @@ impl Metric {
         Metric::EndToEnd,
     ];
 
+    /// Whether it is of the client: it says nothing about the server.
+    pub fn is_of_client(self) -> bool {
+        matches!(self, Metric::ClientLag | Metric::ReadingLag)
+    }
+
     /// In words, as in tables.
     pub fn title(self) -> &'static str {
         match self {
             Metric::ClientLag => "client lag",
+            Metric::ReadingLag => "reading lag",
             Metric::TimeToFirstToken => "time to first token",
             Metric::TimeToFirstPreview => "time to first preview",
             Metric::TimePerOutputToken => "time per output token",
@@ -240,6 +250,7 @@ impl Metric {
     pub fn key(self) -> &'static str {
         match self {
             Metric::ClientLag => "client_lag",
+            Metric::ReadingLag => "reading_lag",
             Metric::TimeToFirstToken => "time_to_first_token",
             Metric::TimeToFirstPreview => "time_to_first_preview",
             Metric::TimePerOutputToken => "time_per_output_token",

@@ -242,7 +242,8 @@ impl Drive<'_> {
         self.recorder.ended(seen, self.clock.now());
     }
 
-    /// How long the connections' thread takes until it does something: so late may it read a frame.
+    /// How long the connections' thread takes to look at all connections and to read what has come: so late may it
+    /// read a frame.
     fn ping(&self) {
         let (pings, clock, sent) = (
             Arc::clone(&self.pings),
@@ -250,6 +251,8 @@ impl Drive<'_> {
             self.clock.now(),
         );
         self.session.runtime().spawn(async move {
+            // Goes behind all that the thread finds when it looks at its connections next.
+            tokio::task::yield_now().await;
             let late = clock.now().saturating_since(sent).as_micros();
             let mut pings = pings.lock().expect("nobody panics while holding it");
             if pings.len() < MAX_PINGS {

@@ -89,7 +89,7 @@ pub enum RunError {
     /// The server cannot be reached, or does not answer as it should.
     #[error("{0}")]
     Server(String),
-    /// The user pressed Ctrl-C.
+    /// Somebody wants it to end, by [`Watcher::is_stopped`].
     #[error("stopped")]
     Stopped,
 }

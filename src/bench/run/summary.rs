@@ -213,6 +213,7 @@ impl Summary<'_> {
         let text = |metric: Metric| if draws { None } else { of(metric, false) };
         Latencies {
             client_lag: of(Metric::ClientLag, true),
+            reading_lag: self.reading_lag(),
             time_to_first_token: text(Metric::TimeToFirstToken),
             time_to_first_preview: of(Metric::TimeToFirstPreview, false),
             time_per_output_token: text(Metric::TimePerOutputToken),
@@ -221,6 +222,13 @@ impl Summary<'_> {
             longest_stall: of(Metric::LongestStall, false),
             end_to_end: of(Metric::EndToEnd, false),
         }
+    }
+
+    /// All through the point: a client that was late before the window is none to be believed in it.
+    fn reading_lag(&self) -> Option<Distribution> {
+        let micros = self.driven.reading_lag.iter();
+        let mut samples: Vec<f64> = micros.map(|micros| f64::from(*micros) / 1e3).collect();
+        (!samples.is_empty()).then(|| Distribution::of(&mut samples))
     }
 
     /// Between tokens of a row, at the engine's step: only the server knows.

@@ -100,8 +100,8 @@ impl Observation {
         self.ended == End::Completed
     }
 
-    /// One of its latencies, in milliseconds; `None` if it has none. Gaps of steps and frames are no latency
-    /// of one request.
+    /// One of its latencies, in milliseconds; `None` if it has none. Gaps of steps and frames, and how late the client
+    /// reads, are no latency of one request.
     pub fn latency_ms(&self, metric: Metric) -> Option<f64> {
         let since_start = |time: Time| millis(time, self.intended);
         match metric {
@@ -115,7 +115,7 @@ impl Observation {
             }
             Metric::LongestStall => self.first.map(|_| self.longest_gap_micros as f64 / 1e3),
             Metric::EndToEnd => Some(since_start(self.end)),
-            Metric::StepGap | Metric::FrameGap => None,
+            Metric::ReadingLag | Metric::StepGap | Metric::FrameGap => None,
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::config::layers::{ModelTable, Origin, Values};
 use crate::config::{ConfigError, ModelConfig};
 use crate::engine::EngineConfig;
 use crate::intake::{ImageLimits, TextLimits};
+use crate::model::device::memory::MemoryShare;
 use crate::model::device::{DeviceSpec, FloatType};
 use crate::model::diffusion::DiffusionOptions;
 use crate::model::manifest::{Catalogue, is_model_name};
@@ -74,6 +75,8 @@ fn resolve_model(
             batch_size: engine.scheduler.batch_size,
             max_context: max_context(values, &model)?,
             kv_cache_tokens: values.optional_number("kv_cache_tokens", 32..=MAX_TOKENS)?,
+            device_memory_share: values.parsed("device_memory_share", MemoryShare::WANTED)?,
+            cuda_graphs: cuda_graphs(values)?,
             prefix_cache_tokens: values.optional_number("prefix_cache_tokens", 0..=MAX_TOKENS)?,
             kv_dtype: float_type(values, "kv_dtype")?,
             dtype: float_type(values, "dtype")?,
@@ -89,6 +92,7 @@ fn resolve_model(
                 _ => Some(values.number("max_rows_per_pass", 1..=MAX_ROWS)?),
             },
             preview_decoder: values.path("preview_decoder"),
+            cuda_graphs: cuda_graphs(values)?,
             deterministic: values.switch("deterministic")?,
         },
         default_steps: values
@@ -107,6 +111,10 @@ fn resolve_model(
         default_max_tokens: values.optional_number("default_max_tokens", 1..=MAX_TOKENS)?,
         model,
     })
+}
+
+fn cuda_graphs(values: &Values) -> Result<bool, ConfigError> {
+    values.choice("cuda_graphs", &[("on", true), ("off", false)])
 }
 
 fn float_type(values: &Values, key: &str) -> Result<Option<FloatType>, ConfigError> {

@@ -1,18 +1,26 @@
 //! Attention over paged K/V, for token-flat passes that mix prefill chunks and decode rows.
 
 mod cpu;
+mod device_layout;
+#[cfg(any(test, feature = "flash-attn"))]
+mod flash;
 mod segment;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use half::f16;
 use half::vec::HalfBitsVecExt;
 
-use super::reference;
+use super::norm::rms_norm;
+use super::rope::rope;
 use super::tensor_data::{is_on_cpu, with_slice};
+use super::{cuda, device_kernels, reference};
+
+pub use device_layout::DeviceLayout;
 
 /// Tokens in one K/V block.
 pub const BLOCK_TOKENS: usize = 32;
@@ -114,6 +122,10 @@ pub struct TokenLayout {
     slots: Vec<u32>,
     positions: Vec<u32>,
     block_tables: Vec<Vec<u32>>,
+    /// The last of the blocks that a token sees.
+    last_block: Option<u32>,
+    /// The same in the memory of a device, from the first kernel there on.
+    device: OnceLock<DeviceLayout>,
 }
 
 impl TokenLayout {
@@ -126,32 +138,72 @@ impl TokenLayout {
         if slots.len() != positions.len() {
             bail!("{} slots for {} positions", slots.len(), positions.len());
         }
+        // By slot: how many of its blocks its tokens see.
+        let mut seen = vec![0; block_tables.len()];
         for (&slot, &position) in slots.iter().zip(&positions) {
             let blocks = block_tables.get(slot as usize).map_or(0, Vec::len);
             if position as usize >= blocks * BLOCK_TOKENS {
                 bail!("position {position} of slot {slot} has no block: its table holds {blocks}");
             }
+            let seen = &mut seen[slot as usize];
+            *seen = (*seen).max(position as usize / BLOCK_TOKENS + 1);
         }
+        let visible = block_tables.iter().zip(&seen);
+        let last_block = visible.flat_map(|(table, &seen)| &table[..seen]).max();
         Ok(Self {
+            last_block: last_block.copied(),
             slots,
             positions,
             block_tables,
+            device: OnceLock::new(),
         })
+    }
+
+    /// The layout of a step that is replayed on a CUDA card, which the host need not know. Only
+    /// [`rotate_and_store`], [`write_kv`] and [`paged_attention`] take it, where they have kernels of our own.
+    pub fn on_device(layout: DeviceLayout) -> Self {
+        Self {
+            slots: Vec::new(),
+            positions: Vec::new(),
+            block_tables: Vec::new(),
+            last_block: None,
+            device: OnceLock::from(layout),
+        }
+    }
+
+    /// The layout in a device's memory: uploaded once, by the first to ask. A pass runs on one device.
+    ///
+    /// # Errors
+    /// When the device's memory runs out.
+    pub(super) fn on(&self, device: &Device) -> Result<&DeviceLayout> {
+        if let Some(layout) = self.device.get() {
+            return Ok(layout);
+        }
+        let layout = DeviceLayout::upload(self, device)?;
+        Ok(self.device.get_or_init(|| layout))
     }
 
     /// Tokens in the pass.
     pub fn tokens(&self) -> usize {
-        self.slots.len()
+        match self.device.get() {
+            Some(layout) if self.slots.is_empty() => layout.tokens(),
+            _ => self.slots.len(),
+        }
     }
 
-    /// The position of each token in its own sequence.
+    /// The position of each token in its own sequence; nothing for one that only the device knows.
     pub fn positions(&self) -> &[u32] {
         &self.positions
     }
 
-    /// The slot of each token.
+    /// The slot of each token; nothing for one that only the device knows.
     pub fn slots(&self) -> &[u32] {
         &self.slots
+    }
+
+    /// The blocks of a slot.
+    fn table(&self, slot: usize) -> &[u32] {
+        &self.block_tables[slot]
     }
 
     /// The store's block that holds block `index` of a slot.
@@ -181,11 +233,19 @@ impl TokenLayout {
     /// # Errors
     /// When a block that a token can see lies outside a store of `blocks` blocks.
     fn check_blocks(&self, blocks: usize) -> Result<()> {
-        for (&slot, &position) in self.slots.iter().zip(&self.positions) {
-            let visible = &self.block_tables[slot as usize][..=position as usize / BLOCK_TOKENS];
-            if let Some(block) = visible.iter().find(|&&block| block as usize >= blocks) {
-                bail!("block {block} of slot {slot} is outside the store of {blocks} blocks");
+        match self.last_block {
+            Some(block) if block as usize >= blocks => {
+                bail!("block {block} is outside the store of {blocks} blocks")
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// When the host does not know the layout.
+    fn check_host(&self) -> Result<()> {
+        if self.slots.is_empty() && self.device.get().is_some_and(|layout| layout.tokens() > 0) {
+            bail!("a layout that only the device knows has no stock operations");
         }
         Ok(())
     }
@@ -210,6 +270,11 @@ impl AttentionOptions {
     }
 }
 
+/// Whether passes over this store can take a layout that the host does not know: [`TokenLayout::on_device`].
+pub fn takes_device_layout(kv: &PagedKv) -> bool {
+    device_kernels::are_own(&kv.k) && cuda::attention::supports(kv)
+}
+
 /// Stores the keys and values of a pass: k, v are (T, kv_heads, head_dim) f32; `kv` changes in place.
 ///
 /// # Errors
@@ -224,13 +289,90 @@ pub fn write_kv(kv: &PagedKv, k: &Tensor, v: &Tensor, layout: &TokenLayout) -> R
         );
     }
     layout.check_blocks(kv.blocks)?;
+    if device_kernels::are_own(k) {
+        return cuda::rope::write_kv(kv, k, v, layout.on(k.device())?);
+    }
+    layout.check_host()?;
     if !is_on_cpu(k) {
         return reference::write_kv(kv, k, v, layout);
     }
     cpu::write_kv(kv, k, v, layout)
 }
 
-/// q: (T, heads, head_dim) f32 -> (T, heads, head_dim) f32: each token attends to its slot's positions up to its
+/// The norms of single heads, in models that have them.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorms<'a> {
+    /// (head_dim,) f32, of query heads.
+    pub query: Option<&'a Tensor>,
+    /// (head_dim,) f32, of key heads.
+    pub key: Option<&'a Tensor>,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+/// What stands between the products and attention: norms per head, rotary embedding, and K and V into the store.
+///
+/// q: (T, heads, head_dim), k, v: (T, kv_heads, head_dim), f32 (on other devices also f16 or bf16, all alike); cos, sin:
+/// (max_positions, r / 2) f32, as [`rope`] takes them -> q, normed and rotated, of its dtype. On a card one launch.
+///
+/// # Errors
+/// When the shapes do not fit, or a position or block is outside the tables or the store.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "all that stands between the products and attention"
+)]
+pub fn rotate_and_store(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    norms: &HeadNorms<'_>,
+    cos: &Tensor,
+    sin: &Tensor,
+    kv: &PagedKv,
+    layout: &TokenLayout,
+) -> Result<Tensor> {
+    let expected = [layout.tokens(), kv.kv_heads, kv.head_dim];
+    if k.dims() != expected || v.dims() != expected || q.dim(0)? != expected[0] {
+        bail!(
+            "q {:?}, K {:?} and V {:?} do not fit {expected:?}",
+            q.dims(),
+            k.dims(),
+            v.dims()
+        );
+    }
+    layout.check_blocks(kv.blocks)?;
+    if device_kernels::are_own(q) {
+        let device = layout.on(q.device())?;
+        if device.max_context() > cos.dim(0)? {
+            bail!(
+                "a context of {} is outside the rotary tables of {} positions",
+                device.max_context(),
+                cos.dim(0)?
+            );
+        }
+        return cuda::rope::rotate_and_store(q, k, v, norms, cos, sin, kv, device);
+    }
+    layout.check_host()?;
+    let turn = |x: &Tensor, norm: Option<&Tensor>| {
+        let (tokens, heads, head_dim) = x.dims3()?;
+        let mut x = widened(x)?;
+        if let Some(norm) = norm {
+            let flat = x.reshape((tokens * heads, head_dim))?;
+            x = rms_norm(&flat, norm, norms.eps)?.reshape((tokens, heads, head_dim))?;
+        }
+        rope(&x, cos, sin, layout.positions())
+    };
+    let k = turn(k, norms.key)?;
+    write_kv(kv, &k, &widened(v)?, layout)?;
+    turn(q, norms.query)?.to_dtype(q.dtype())
+}
+
+/// As f32.
+fn widened(x: &Tensor) -> Result<Tensor> {
+    x.to_dtype(DType::F32)
+}
+
+/// q: (T, heads, head_dim) f32 (on other devices also f16 or bf16) -> (T, heads, head_dim) of the same dtype: each token attends to its slot's positions up to its
 /// own. `heads` is a multiple of the store's kv_heads; consecutive heads share one.
 ///
 /// # Errors
@@ -256,8 +398,19 @@ pub fn paged_attention(
         );
     }
     layout.check_blocks(kv.blocks)?;
+    #[cfg(feature = "flash-attn")]
+    if device_kernels::are_own(q)
+        && let Some(attended) = flash::paged_attention(q, kv, layout, options)?
+    {
+        return Ok(attended);
+    }
+    if device_kernels::are_own(q) && cuda::attention::supports(kv) {
+        return cuda::attention::paged_attention(q, kv, layout.on(q.device())?, options);
+    }
+    layout.check_host()?;
     if !is_on_cpu(q) {
-        return reference::paged_attention(q, kv, layout, options);
+        let attended = reference::paged_attention(&widened(q)?, kv, layout, options)?;
+        return attended.to_dtype(q.dtype());
     }
     let mut output = vec![0f32; tokens * heads * head_dim];
     with_slice::<f32, _>(q, |q| {

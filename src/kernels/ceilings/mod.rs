@@ -2,7 +2,7 @@
 //! own threads and with the instructions that the kernels use.
 //!
 //! They tell how much they did; whoever calls them holds the clock. What a product reaches of this is
-//! its share of the machine.
+//! its share of the machine. [`device`] does the same on a card.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -10,6 +10,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+pub mod device;
 mod portable;
 
 use std::hint::black_box;

@@ -6,6 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::elementwise::{add, add_per_row};
 use super::finish::{Addends, multiply_tensor};
+use super::group_norm::GroupNorm;
 use super::product::{Geometry, PackedWeight};
 use super::stock;
 use super::winograd::WinogradWeight;
@@ -143,6 +144,28 @@ impl Conv2d {
     /// As [`Self::forward`], or when the bias does not fit.
     pub fn forward_add_per_row(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         self.apply(x, Some(bias), None)
+    }
+
+    /// `silu(norm(y))` of y as [`Self::forward_add_per_row`] gives it. The bias is added where it costs least: on the CPU
+    /// with the product, on a card with the norm. `x` is freed before the norm's output is made: the largest pictures need
+    /// the room.
+    ///
+    /// # Errors
+    /// As [`Self::forward_add_per_row`], or when the norm does not fit.
+    pub fn forward_add_norm_silu(
+        &self,
+        x: Tensor,
+        bias: &Tensor,
+        norm: &GroupNorm,
+    ) -> Result<Tensor> {
+        if is_on_cpu(&x) {
+            let y = self.forward_add_per_row(&x, bias)?;
+            drop(x);
+            return norm.forward_silu(&y);
+        }
+        let y = self.forward(&x)?;
+        drop(x);
+        norm.forward_silu_after_add(&y, bias)
     }
 
     fn apply(

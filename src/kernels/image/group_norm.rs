@@ -2,12 +2,13 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
-use super::stock;
+use super::{add_per_row, stock};
+use crate::kernels::cuda::group_norm::{self as on_card, GroupNormOptions};
 use crate::kernels::isa::per_isa;
 use crate::kernels::math::sigmoid;
 use crate::kernels::pages::zeroed;
 use crate::kernels::tensor_data::{is_on_cpu, with_slice};
-use crate::kernels::threads;
+use crate::kernels::{device_kernels, threads};
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias`, with the mean and variance of a group of channels over all
 /// pixels of a row.
@@ -50,7 +51,7 @@ impl GroupNorm {
     /// # Errors
     /// When `x` has another rank or other channels, or on the CPU is not f32.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.apply(x, false)
+        self.apply(x, None, false)
     }
 
     /// As [`Self::forward`], then `y * sigmoid(y)`.
@@ -58,10 +59,20 @@ impl GroupNorm {
     /// # Errors
     /// As [`Self::forward`].
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        self.apply(x, true)
+        self.apply(x, None, true)
     }
 
-    fn apply(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
+    /// As [`Self::forward_silu`] of `x` with the row's own bias on each pixel, bias: (rows, channels). On a card one pass
+    /// less over the pixels than adding it before.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], or when the bias does not fit.
+    pub fn forward_silu_after_add(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        self.apply(x, Some(bias), true)
+    }
+
+    /// The norm of `x`, plus `added` per row.
+    fn apply(&self, x: &Tensor, added: Option<&Tensor>, silu: bool) -> Result<Tensor> {
         let channels = self.weight.elem_count();
         if !matches!(x.rank(), 3 | 4) || x.dim(D::Minus1)? != channels {
             bail!(
@@ -69,6 +80,11 @@ impl GroupNorm {
                 x.dims()
             );
         }
+        if device_kernels::are_own(x) && x.rank() == 4 {
+            return self.on_card(x, added, silu);
+        }
+        let sum = added.map(|added| add_per_row(x, added)).transpose()?;
+        let x = sum.as_ref().unwrap_or(x);
         if !is_on_cpu(x) {
             let y = stock::group_norm(x, &self.weight, &self.bias, self.groups, self.eps)?;
             return if silu { y.silu() } else { Ok(y) };
@@ -106,6 +122,23 @@ impl GroupNorm {
             Ok(())
         })?;
         Tensor::from_vec(output, x.shape(), &Device::Cpu)
+    }
+
+    /// x: (rows, height, width, channels), a view of channels first.
+    fn on_card(&self, x: &Tensor, added: Option<&Tensor>, silu: bool) -> Result<Tensor> {
+        let added = match added {
+            Some(added) => Some(added.to_dtype(x.dtype())?.contiguous()?),
+            None => None,
+        };
+        let options = GroupNormOptions {
+            groups: self.groups,
+            eps: self.eps as f32,
+            silu,
+        };
+        let first = stock::channels_first(x)?;
+        let normed =
+            on_card::group_norm(&first, added.as_ref(), &self.weight, &self.bias, options)?;
+        stock::channels_last(&normed)
     }
 
     /// Per row, what each channel is to be multiplied by, then what is to be added: (rows, 2, channels).
@@ -256,7 +289,7 @@ mod tests {
                 } else {
                     normal.clone()
                 };
-                let forward = |x: &Tensor| values(&norm.apply(x, silu).unwrap());
+                let forward = |x: &Tensor| values(&norm.apply(x, None, silu).unwrap());
                 let output = forward(&x);
                 let difference: Vec<f32> = output
                     .iter()
@@ -273,6 +306,10 @@ mod tests {
                 }
                 let alone = forward(&x.narrow(0, 1, 1).unwrap());
                 assert_eq!(alone, output[alone.len()..2 * alone.len()]);
+                let bias = tensor(&[3, channels], 5);
+                let added = norm.apply(&x, Some(&bias), silu).unwrap();
+                let before = add_per_row(&x, &bias).unwrap();
+                assert_eq!(values(&added), forward(&before));
                 let square = x.reshape((3, 1, pixels, channels)).unwrap();
                 assert_eq!(forward(&square), output);
             }

@@ -19,7 +19,7 @@ use super::stable_diffusion::{CheckpointFile, StableDiffusion, WeightsFrom};
 use super::vae::Vae;
 use super::{DiffusionModel, DiffusionOptions};
 use crate::model::ModelError;
-use crate::model::device::DeviceSpec;
+use crate::model::device::{self, DeviceSpec};
 use crate::model::manifest::ModelFiles;
 
 /// The shape of a model, by its family.
@@ -224,10 +224,10 @@ pub fn load_files(files: &ImageFiles) -> Result<DiffusionAssets, ModelError> {
 /// with the name of what is wrong.
 pub fn build(
     assets: &DiffusionAssets,
-    device: DeviceSpec,
+    spec: DeviceSpec,
     options: &DiffusionOptions,
 ) -> Result<DiffusionModel, ModelError> {
-    let device = device.open()?;
+    let device = spec.open()?;
     let dtype = options.dtype.map(DType::from);
     let checkpoint = assets.checkpoint()?;
     let weights = match (&assets.files.weights, &checkpoint) {
@@ -249,7 +249,12 @@ pub fn build(
     let frontend = Arc::clone(&assets.frontend);
     let denoiser: Box<dyn Denoiser> = match &assets.config {
         FamilyConfig::StableDiffusion(config) => Box::new(StableDiffusion::load(
-            config, weights, dtype, &device, frontend,
+            config,
+            weights,
+            dtype,
+            &device,
+            frontend,
+            options.cuda_graphs,
         )?),
         FamilyConfig::Flow(config) => Box::new(FlowDenoiser::load(
             config, weights, dtype, &device, frontend,
@@ -257,6 +262,7 @@ pub fn build(
     };
     let decoder = options.preview_decoder.as_deref();
     let preview = Preview::of(decoder, Some(&assets.files.folder), &vae)?;
+    device::loaded(&device);
     Ok(DiffusionModel::new(
         denoiser,
         vae,

@@ -77,6 +77,8 @@ pub struct DiffusionOptions {
     pub prompt_cache_bytes: usize,
     /// Rows of the model's own size that share a pass, guided pictures counting twice; measured for `None`.
     pub max_rows_per_pass: Option<u32>,
+    /// On a card, predictions are recorded as CUDA graphs.
+    pub cuda_graphs: bool,
     /// The folder of a small decoder for previews.
     pub preview_decoder: Option<PathBuf>,
     /// The same request gives the same bits whatever its company, on every device. On the CPU it always does.
@@ -92,6 +94,7 @@ impl Default for DiffusionOptions {
             max_image_pixels: 1 << 20,
             prompt_cache_bytes: 1 << 26,
             max_rows_per_pass: None,
+            cuda_graphs: true,
             preview_decoder: None,
             deterministic: false,
         }

@@ -11,6 +11,7 @@ use super::config::{Generation, StableDiffusionConfig, TEXT_FOLDERS};
 use super::denoiser::{Conditioning, Denoiser, DenoiserRow, PromptSide};
 use super::frontend::DiffusionFrontend;
 use super::time_embedding::AddedConditions;
+use super::unet::recorded::RecordedUNet;
 use super::unet::{UNet, UNetConditions};
 use super::weights::Weights;
 use crate::job::{ImageJob, PromptTokens};
@@ -20,7 +21,7 @@ use crate::model::ModelError;
 pub struct StableDiffusion {
     config: StableDiffusionConfig,
     encoders: Vec<ClipText>,
-    unet: UNet,
+    unet: RecordedUNet,
     frontend: Arc<DiffusionFrontend>,
 }
 
@@ -64,7 +65,7 @@ impl WeightsFrom<'_> {
 }
 
 impl StableDiffusion {
-    /// Loads the text encoders and the UNet.
+    /// Loads the text encoders and the UNet. `record`: its passes as CUDA graphs, where the device can.
     ///
     /// # Errors
     /// A tensor is missing or misshapen; named.
@@ -74,6 +75,7 @@ impl StableDiffusion {
         dtype: Option<DType>,
         device: &Device,
         frontend: Arc<DiffusionFrontend>,
+        record: bool,
     ) -> Result<Self, ModelError> {
         let encoders = TEXT_FOLDERS
             .iter()
@@ -86,7 +88,7 @@ impl StableDiffusion {
         Ok(StableDiffusion {
             config: config.clone(),
             encoders,
-            unet,
+            unet: RecordedUNet::new(unet, device, record),
             frontend,
         })
     }

@@ -71,6 +71,39 @@ pub struct AddedConditions<'a> {
     pub size_ids: &'a [[f64; SIZE_IDS]],
 }
 
+/// The numbers of a pass as waves: what changes from step to step.
+#[derive(Clone, Debug)]
+pub struct TimeInputs {
+    /// (rows, width) f32
+    timesteps: Tensor,
+    /// (rows, width) f32: of models that were trained with a guidance scale.
+    guidance: Option<Tensor>,
+    /// (rows, pooled and sizes) f32: for SDXL.
+    added: Option<Tensor>,
+}
+
+impl TimeInputs {
+    /// The same numbers in memory of their own.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn copy(&self) -> candle_core::Result<Self> {
+        let copied =
+            |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::force_contiguous).transpose();
+        Ok(TimeInputs {
+            timesteps: self.timesteps.force_contiguous()?,
+            guidance: copied(&self.guidance)?,
+            added: copied(&self.added)?,
+        })
+    }
+
+    /// All of them, in an order that depends on the model only.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let some = [self.guidance.as_ref(), self.added.as_ref()];
+        std::iter::once(&self.timesteps).chain(some.into_iter().flatten())
+    }
+}
+
 /// What conditions every residual block of a UNet: the row's timestep, and for some models its guidance scale,
 /// pooled text and picture size.
 pub struct TimeEmbedding {
@@ -137,9 +170,22 @@ impl TimeEmbedding {
         guidance: Option<&[f64]>,
         added: Option<AddedConditions<'_>>,
     ) -> candle_core::Result<Tensor> {
+        self.embed(&self.inputs(timesteps, guidance, added)?)
+    }
+
+    /// The numbers of a pass, made ready on the device. As [`forward`](Self::forward) takes them.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn inputs(
+        &self,
+        timesteps: &[f64],
+        guidance: Option<&[f64]>,
+        added: Option<AddedConditions<'_>>,
+    ) -> candle_core::Result<TimeInputs> {
         let rows = timesteps.len();
-        let mut x = self.sinusoids.embed(timesteps, &self.device)?;
-        if let Some((sinusoids, projection)) = &self.guidance {
+        let mut waves_of_guidance = None;
+        if let Some((sinusoids, _)) = &self.guidance {
             let Some(guidance) = guidance.filter(|guidance| guidance.len() == rows) else {
                 bail!("this unet needs a guidance scale for each of {rows} rows");
             };
@@ -148,17 +194,36 @@ impl TimeEmbedding {
                 sinusoids.append(*scale as f32 * GUIDANCE_FACTOR, &mut values);
             }
             let waves = Tensor::from_vec(values, (rows, sinusoids.width), &self.device)?;
-            x = projection.forward_add(&waves, &x)?;
+            waves_of_guidance = Some(waves);
         }
-        let embedding = self.mlp.forward(&x)?;
-        match (&self.added, added) {
-            (None, None) => Ok(embedding),
+        let added = match (&self.added, added) {
+            (None, None) => None,
             (None, Some(_)) => bail!("this unet takes no pooled text and no picture sizes"),
             (Some(_), None) => bail!("this unet needs pooled text and picture sizes"),
-            (Some((config, mlp)), Some(added)) => image::add(
-                &embedding,
-                &mlp.forward(&self.added_input(*config, added, rows)?)?,
-            ),
+            (Some((config, _)), Some(added)) => Some(self.added_input(*config, added, rows)?),
+        };
+        Ok(TimeInputs {
+            timesteps: self.sinusoids.embed(timesteps, &self.device)?,
+            guidance: waves_of_guidance,
+            added,
+        })
+    }
+
+    /// inputs: of this embedding -> (rows, time_embedding_dim) f32.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn embed(&self, inputs: &TimeInputs) -> candle_core::Result<Tensor> {
+        let x = match (&self.guidance, &inputs.guidance) {
+            (Some((_, projection)), Some(waves)) => {
+                projection.forward_add(waves, &inputs.timesteps)?
+            }
+            _ => inputs.timesteps.clone(),
+        };
+        let embedding = self.mlp.forward(&x)?;
+        match (&self.added, &inputs.added) {
+            (Some((_, mlp)), Some(added)) => image::add(&embedding, &mlp.forward(added)?),
+            _ => Ok(embedding),
         }
     }
 

@@ -156,8 +156,6 @@ impl Model for ScriptedImageModel {
 
     fn step(&mut self, rows: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
         self.check(rows)?;
-        let duration = self.duration(rows);
-        (self.pause)(duration);
         let drawn = rows.iter().filter(|row| row.phase == Phase::Iterate);
         let most = self
             .script
@@ -169,6 +167,8 @@ impl Model for ScriptedImageModel {
                 "too many pictures, as the script says".to_owned(),
             ));
         }
+        let duration = self.duration(rows);
+        (self.pause)(duration);
         Ok(rows
             .iter()
             .filter_map(|planned| {

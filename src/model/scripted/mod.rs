@@ -17,6 +17,8 @@
 //! memory_units = 65536     # blocks of 32 tokens, for all rows together
 //! cached_prompt_tokens = 0 # so much of each prompt is "found in a prefix cache"
 //! keys = 1                 # rows fall into so many groups that cannot share a pass
+//! out_of_memory_above_rows = 8     # a pass of texts with more rows than this runs out of memory,
+//! out_of_memory_above_tokens = 512 # and so does one with more prompt tokens; without: none does
 //! fail_load = "no weights" # the model cannot be loaded, for this reason
 //!
 //! [cost]                   # how long a pass takes, in microseconds
@@ -44,6 +46,7 @@
 //! fail_step_at = 5         # the pass reports a device error
 //! fail_steps_from = 5      # and so do all after it
 //! out_of_memory_at_step = 5
+//! out_of_memory_from_step = 5  # and at all that follow
 //! stall_at_step = { step = 5, millis = 2000 }
 //! device = 1               # of several devices only this one, from 0
 //! ```
@@ -64,6 +67,7 @@ use crate::batch::{
     RowCost, RowOutcome, Slot, TokenLogprob,
 };
 use crate::job::{Job, TextJob};
+use crate::time::RealClock;
 
 pub use image::{SIZE_FACTOR, ScriptedFrontend, ScriptedImageModel};
 use script::load_error;
@@ -79,13 +83,29 @@ const VOCABULARY: u32 = 257;
 /// How the model spends time: it sleeps in the service, and moves a clock in a simulation.
 pub type Pause = Box<dyn FnMut(Duration)>;
 
-/// Spends time by sleeping.
+/// What a sleep that was too long is made up for by the next ones, at most. A machine whose threads wake later than
+/// this was stopped, and the time is lost.
+const MAX_OVERSLEPT: Duration = Duration::from_millis(100);
+
+/// Spends time by sleeping. A thread that wakes late on a busy machine sleeps less the next time: the script says
+/// how long its passes take, and all together take that long.
 #[expect(
     clippy::disallowed_methods,
     reason = "stands in for a computation, which cannot be woken either"
 )]
 pub fn sleep() -> Pause {
-    Box::new(std::thread::sleep)
+    let clock = RealClock::start();
+    let mut overslept = Duration::ZERO;
+    Box::new(move |wanted| {
+        let began = clock.elapsed();
+        std::thread::sleep(wanted.saturating_sub(overslept));
+        overslept = still_overslept(overslept, wanted, clock.elapsed() - began);
+    })
+}
+
+/// What is still to be made up for after a sleep that should have made up for `before` and `took` so long.
+fn still_overslept(before: Duration, wanted: Duration, took: Duration) -> Duration {
+    (before + took).saturating_sub(wanted).min(MAX_OVERSLEPT)
 }
 
 /// The model.
@@ -178,11 +198,21 @@ impl ScriptedModel {
             if at(fault.fail_step_at) || from(fault.fail_steps_from) {
                 return Err(ModelError::Device("a planted device error".to_owned()));
             }
-            if at(fault.out_of_memory_at_step) {
+            if at(fault.out_of_memory_at_step) || from(fault.out_of_memory_from_step) {
                 return Err(ModelError::OutOfMemory("planted".to_owned()));
             }
         }
         Ok(())
+    }
+
+    /// Whether the pass is larger than memory.
+    fn is_too_large(&self, rows: &[PlannedRow]) -> bool {
+        let model = &self.script.model;
+        let begins = rows.iter().filter(|row| row.phase == Phase::Begin);
+        let tokens: u32 = begins.map(|row| row.work).sum();
+        let above = |limit: Option<u32>, size: u32| limit.is_some_and(|limit| size > limit);
+        above(model.out_of_memory_above_rows, rows.len() as u32)
+            || above(model.out_of_memory_above_tokens, tokens)
     }
 
     /// Whether the planned pass follows from those before.
@@ -290,6 +320,11 @@ impl Model for ScriptedModel {
             }
         }
         self.trip(rows)?;
+        if self.is_too_large(rows) {
+            return Err(ModelError::OutOfMemory(
+                "too much at once, as the script says".to_owned(),
+            ));
+        }
         let duration = self.duration(rows);
         (self.pause)(duration);
         let script = &self.script;
@@ -479,6 +514,24 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn a_late_wake_up_is_made_up_for() {
+        for (before, wanted, took, after) in [
+            (0, 40, 40, 0),
+            (0, 40, 43, 3),
+            (3, 40, 37, 0),
+            (3, 40, 39, 2),
+            // More than a whole pass late.
+            (30, 20, 0, 10),
+            // Stopped: that time is lost.
+            (0, 40, 9_000, 100),
+        ] {
+            let millis = Duration::from_millis;
+            let found = still_overslept(millis(before), millis(wanted), millis(took));
+            assert_eq!(found, millis(after), "{before} {wanted} {took}");
+        }
+    }
 
     fn model(toml: &str) -> ScriptedModel {
         let script = Script::parse(toml).expect("a sound script");

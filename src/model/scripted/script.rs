@@ -38,6 +38,10 @@ pub struct ModelScript {
     pub cached_prompt_tokens: u32,
     /// How many groups of rows there are that cannot share a pass. At least 1.
     pub keys: u64,
+    /// A pass of texts with more rows than this runs out of memory.
+    pub out_of_memory_above_rows: Option<u32>,
+    /// So does one with more prompt tokens than this.
+    pub out_of_memory_above_tokens: Option<u32>,
     /// Loading fails with this message.
     pub fail_load: Option<String>,
 }
@@ -58,6 +62,8 @@ impl Default for ModelScript {
             memory_units: 65_536,
             cached_prompt_tokens: 0,
             keys: 1,
+            out_of_memory_above_rows: None,
+            out_of_memory_above_tokens: None,
             fail_load: None,
         }
     }
@@ -148,6 +154,8 @@ pub struct FaultScript {
     pub fail_steps_from: Option<u64>,
     /// The pass reports that memory ran out.
     pub out_of_memory_at_step: Option<u64>,
+    /// This pass and all that follow report that memory ran out.
+    pub out_of_memory_from_step: Option<u64>,
     /// The pass takes longer.
     pub stall_at_step: Option<Stall>,
     /// Only on this of several devices.
@@ -192,6 +200,20 @@ impl Script {
         if model.slots == 0 || model.memory_units == 0 || model.keys == 0 {
             return Err(load_error(
                 "model.slots, model.memory_units and model.keys must be at least 1",
+            ));
+        }
+        let limits = [
+            model.out_of_memory_above_rows,
+            model.out_of_memory_above_tokens,
+        ];
+        if limits.contains(&Some(0)) {
+            return Err(load_error(
+                "model.out_of_memory_above_rows and _tokens must be at least 1",
+            ));
+        }
+        if self.image.is_some() && limits.iter().any(Option::is_some) {
+            return Err(load_error(
+                "with [image], image.out_of_memory_above says what memory holds",
             ));
         }
         if let Some(rate) = self.cost.tokens_per_second
@@ -239,12 +261,13 @@ impl Script {
                 fault.fail_step_at.is_some(),
                 fault.fail_steps_from.is_some(),
                 fault.out_of_memory_at_step.is_some(),
+                fault.out_of_memory_from_step.is_some(),
                 fault.stall_at_step.is_some(),
             ];
             if kinds.iter().filter(|&&there| there).count() != 1 {
                 return Err(load_error(
                     "each fault has one of nan_at_token, panic_at_step, fail_step_at, fail_steps_from, \
-                     out_of_memory_at_step, stall_at_step",
+                     out_of_memory_at_step, out_of_memory_from_step, stall_at_step",
                 ));
             }
         }

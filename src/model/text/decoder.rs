@@ -4,24 +4,28 @@
 //! `(tokens, width)` matrix, and only rotary embedding and attention look at slots and positions. On
 //! the CPU a token's result is bit for bit the same in any company; the kernels see to that.
 
+mod fused;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::config::{Activation, DecoderConfig};
 use super::kv_cache;
 use super::names::{Matrix, Norm};
 use super::profile::{Part, timed};
+use super::room;
 use super::rope::RopeTable;
 use super::weights::WeightSource;
 use super::work::LinearWork;
 use crate::kernels::activation::{gelu_tanh_mul, silu_mul};
 use crate::kernels::attention::{
-    AttentionOptions, PagedKv, TokenLayout, paged_attention, write_kv,
+    AttentionOptions, PagedKv, TokenLayout, paged_attention, takes_device_layout, write_kv,
 };
 use crate::kernels::embedding::Embedding;
 use crate::kernels::linear::{Linear, forward_all};
 use crate::kernels::norm::rms_norm;
 use crate::kernels::rope::rope;
 use crate::model::ModelError;
+use crate::model::device::memory::MemoryShare;
 
 /// How much room the decoder gets for rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,17 @@ pub struct KvShape {
     pub blocks: usize,
     /// f32 or f16 (bf16 where the device knows it).
     pub dtype: DType,
+    /// On a card whose memory is to be filled: `blocks` is then not what there is, but what was reckoned with.
+    pub card: Option<CardRoom>,
+}
+
+/// How far a card's memory is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CardRoom {
+    /// Up to this part of it.
+    pub share: MemoryShare,
+    /// Rows that a pass may have.
+    pub rows: u32,
 }
 
 /// A loaded model.
@@ -44,6 +59,8 @@ pub struct Decoder {
     caches: Vec<PagedKv>,
     config: DecoderConfig,
     device: Device,
+    /// Passes run as in [`fused`].
+    fuses: bool,
 }
 
 struct Layer {
@@ -104,8 +121,14 @@ impl Decoder {
     ) -> Result<Self, ModelError> {
         let device = source.device().clone();
         // First of all: fresh memory comes zeroed from the system and takes no room until it is
-        // written. What loading has freed would be used again, and zeroed by hand.
-        let caches = kv_cache::allocate(config, kv.blocks, kv.dtype, &device)?;
+        // written. What loading has freed would be used again, and zeroed by hand. On a card it is the other way
+        // round: what the weights leave is filled.
+        // One more for padding: see `spare_block`.
+        let allocate = |blocks| kv_cache::allocate(config, blocks + 1, kv.dtype, &device);
+        let reserved = match kv.card {
+            None => allocate(kv.blocks)?,
+            Some(_) => Vec::new(),
+        };
         let mut parts = Parts { config, source };
         let embedding = parts.embedding()?;
         let layers = (0..config.layers.len())
@@ -123,6 +146,10 @@ impl Decoder {
             .iter()
             .map(|rope| RopeTable::new(rope, kv.served_context, &device))
             .collect::<candle_core::Result<_>>()?;
+        let caches = match kv.card {
+            None => reserved,
+            Some(room) => allocate(room::blocks_on_card(config, kv, room, &device)?)?,
+        };
         Ok(Decoder {
             embedding,
             layers,
@@ -131,13 +158,42 @@ impl Decoder {
             ropes,
             caches,
             config: config.clone(),
+            fuses: device.is_cuda(),
             device,
         })
+    }
+
+    /// The same, which runs as on a card: for tests.
+    #[must_use]
+    pub fn fused(mut self) -> Self {
+        self.fuses = true;
+        self
     }
 
     /// Its shape and switches.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// Blocks of keys and values for rows.
+    pub fn kv_blocks(&self) -> usize {
+        self.spare_block() as usize
+    }
+
+    /// One block more, which is no row's: for what is computed only to fill a pass up.
+    pub fn spare_block(&self) -> u32 {
+        let blocks = self.caches.first().map_or(0, PagedKv::blocks);
+        (blocks as u32).saturating_sub(1)
+    }
+
+    /// Whether passes can take a layout that lies on the device and is filled in place.
+    pub fn takes_device_layout(&self) -> bool {
+        self.caches.iter().all(takes_device_layout)
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// What the layers ask for that every token passes, and those that only tokens pass whose logits are
@@ -156,7 +212,7 @@ impl Decoder {
     /// Runs the tokens through all layers and stores their keys and values.
     ///
     /// `tokens: (T,)` belong to the slots and positions of `layout`. Returns the normed hidden state of
-    /// the tokens at the indices `wanted`: `(wanted, hidden_size), f32`.
+    /// the tokens at the indices `wanted`: `(wanted, hidden_size), f32`, on a card of the dtype that the head takes.
     ///
     /// # Errors
     /// What the device reports, memory above all.
@@ -166,13 +222,37 @@ impl Decoder {
         layout: &TokenLayout,
         wanted: &[u32],
     ) -> candle_core::Result<Tensor> {
-        let mut hidden = timed(Part::Embedding, || self.embed(tokens))?;
+        let ids = Tensor::new(tokens, &self.device)?;
+        self.forward_some(&ids, layout, Some(wanted))
+    }
+
+    /// The same for all tokens, with their ids on the device: `ids: (T,) u32` -> `(T, hidden_size)`.
+    ///
+    /// # Errors
+    /// What the device reports, memory above all.
+    pub fn forward_all(&self, ids: &Tensor, layout: &TokenLayout) -> candle_core::Result<Tensor> {
+        self.forward_some(ids, layout, None)
+    }
+
+    /// `wanted`: all of them for `None`.
+    fn forward_some(
+        &self,
+        ids: &Tensor,
+        layout: &TokenLayout,
+        wanted: Option<&[u32]>,
+    ) -> candle_core::Result<Tensor> {
+        if self.fuses {
+            return self.forward_fused(ids, layout, wanted);
+        }
+        let mut hidden = timed(Part::Embedding, || self.embed(ids))?;
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
             let rope = &self.ropes[layer.attention.rope];
             hidden = layer.attend(hidden, rope, &self.caches[index], layout)?;
             // After the last attention nothing reads the other tokens any more.
-            if index == last {
+            if index == last
+                && let Some(wanted) = wanted
+            {
                 if wanted.is_empty() {
                     return hidden.narrow(0, 0, 0);
                 }
@@ -184,29 +264,39 @@ impl Decoder {
         self.final_norm.forward(&hidden)
     }
 
-    /// tokens: `(T,)` -> `(T, hidden_size), f32`.
-    fn embed(&self, tokens: &[u32]) -> candle_core::Result<Tensor> {
-        let ids = Tensor::new(tokens, &self.device)?;
-        let hidden = self.embedding.forward(&ids)?;
+    /// ids: `(T,) u32` -> `(T, hidden_size), f32`.
+    fn embed(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        let hidden = self.embedding.forward(ids)?;
         match self.config.embedding_scale {
             None => Ok(hidden),
             Some(scale) => hidden * f64::from(scale),
         }
     }
 
-    /// hidden: `(rows, hidden_size), f32` -> logits `(rows, vocab_size)`, row after row.
+    /// hidden: `(rows, hidden_size)`, as [`forward`](Self::forward) gives it -> logits `(rows, vocab_size)`, row after row.
     ///
     /// # Errors
     /// What the device reports, memory above all.
     pub fn logits(&self, hidden: &Tensor) -> candle_core::Result<Vec<f32>> {
-        timed(Part::Head, || {
-            let Some(cap) = self.config.logit_softcap else {
-                return self.head.forward_to_host(hidden);
-            };
-            let logits = self.head.forward(hidden)?;
-            let capped = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
-            capped.flatten_all()?.to_vec1()
+        timed(Part::Head, || match self.config.logit_softcap {
+            None if !self.fuses => self.head.forward_to_host(hidden),
+            _ => {
+                let logits = self.logits_on_device(hidden)?.flatten_all()?;
+                logits.to_dtype(DType::F32)?.to_vec1()
+            }
         })
+    }
+
+    /// The same, left where they are: `(rows, vocab_size)`, of the dtype of `hidden`.
+    ///
+    /// # Errors
+    /// What the device reports, memory above all.
+    pub fn logits_on_device(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let logits = self.head.forward(hidden)?;
+        match self.config.logit_softcap {
+            None => Ok(logits),
+            Some(cap) => (logits / f64::from(cap))?.tanh()? * f64::from(cap),
+        }
     }
 }
 

@@ -3,15 +3,20 @@
 //! [`TextModel`] is what the engine drives. Its rows all carry one batch key: prefill chunks and
 //! decode rows share a token-flat pass.
 
+mod ahead;
+mod buckets;
 pub mod chat_template;
 pub mod config;
+mod decode_pass;
 pub mod decoder;
 pub mod detokenize;
+mod forward;
 pub mod kv_cache;
 pub mod names;
 pub mod options;
 pub mod prefix_cache;
 pub mod profile;
+mod room;
 pub mod rope;
 mod row;
 pub mod sampling;
@@ -23,24 +28,20 @@ use std::sync::Arc;
 
 use crate::batch::{BatchKey, Capacity, Next, PlannedRow, Prefix, RowCost, RowOutcome, Slot};
 use crate::job::{Job, TextJob};
-use crate::kernels::attention::TokenLayout;
-use crate::kernels::threads;
 use crate::model::{Admitted, CacheReport, Model, ModelError};
 
+use ahead::Ahead;
+use decode_pass::DecodePass;
 use decoder::{Decoder, KvShape};
+use forward::{ActiveRow, Forward};
 use kv_cache::{BlockPool, OutOfBlocks, blocks_for};
 use prefix_cache::DigestChain;
-use profile::{Part, timed};
-use row::{Contribution, Row};
+use row::Row;
 use tokenizer::TextTokenizer;
 use work::DecoderWork;
 
 /// Text rows may always share a pass.
 const KEY: BatchKey = BatchKey(0);
-
-/// Rows of logits that are held at once. Scoring a long prompt asks for one per token, and each is as
-/// wide as the vocabulary.
-const LOGIT_ROWS_AT_ONCE: usize = 64;
 
 /// A language model with its running rows.
 pub struct TextModel {
@@ -54,6 +55,8 @@ pub struct TextModel {
     served_context: usize,
     /// Bytes of a number in the cache.
     kv_bytes: usize,
+    /// Decoding steps are begun before they are asked for.
+    ahead: Option<Ahead>,
 }
 
 impl TextModel {
@@ -74,7 +77,21 @@ impl TextModel {
             suspects: vec![false; slots as usize],
             served_context: kv.served_context,
             kv_bytes: kv.dtype.size_in_bytes(),
+            ahead: None,
         }
+    }
+
+    /// The same, whose decoding steps are begun as soon as their tokens are known, and computed while the host is about
+    /// other things; with `record` as CUDA graphs, where the device can. Worth it on devices that the host does not
+    /// wait for.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn with_steps_ahead(mut self, record: bool) -> Result<Self, ModelError> {
+        let (slots, context) = (self.rows.len(), self.served_context);
+        let pass = DecodePass::new(&self.decoder, slots, context, record)?;
+        self.ahead = Some(Ahead::new(pass));
+        Ok(self)
     }
 
     /// What its passes ask of the machine.
@@ -166,61 +183,32 @@ impl TextModel {
         }
     }
 
-    /// One forward pass over what the rows contribute, and their logits handed to them.
-    fn run(&self, rows: &mut [ActiveRow]) -> Result<(), ModelError> {
-        let (tokens, layout, wanted) = self.flatten(rows)?;
-        let hidden = self.decoder.forward(&tokens, &layout, &wanted)?;
-        let mut uses = uses_of_logits(rows);
-        let mut first = 0;
-        while first < wanted.len() {
-            let count = LOGIT_ROWS_AT_ONCE.min(wanted.len() - first);
-            let mut logits = self.decoder.logits(&hidden.narrow(0, first, count)?)?;
-            timed(Part::Sampling, || self.hand_out(&mut logits, &mut uses));
-            first += count;
+    /// The rows' step: what has been computed ahead is taken, the rest is computed now.
+    fn run(&mut self, rows: &mut [ActiveRow]) -> Result<(), ModelError> {
+        let forward = Forward {
+            decoder: &self.decoder,
+            pool: &self.pool,
+        };
+        match &mut self.ahead {
+            None => forward.run(&mut rows.iter_mut().collect::<Vec<_>>()),
+            Some(ahead) => forward.run_beside(ahead, rows),
         }
-        Ok(())
     }
 
-    /// The rows' tokens in one list, where each belongs, and the indices of those whose logits are
-    /// wanted.
-    fn flatten(&self, rows: &[ActiveRow]) -> Result<(Vec<u32>, TokenLayout, Vec<u32>), ModelError> {
-        let (mut tokens, mut slots) = (Vec::new(), Vec::new());
-        let (mut positions, mut wanted) = (Vec::new(), Vec::new());
-        for active in rows {
-            let part = &active.contribution;
-            let first = tokens.len();
-            wanted.extend(part.wanted.clone().map(|index| (first + index) as u32));
-            slots.extend(std::iter::repeat_n(active.slot.0, part.tokens.len()));
-            positions.extend((0..part.tokens.len()).map(|i| (part.first_position + i) as u32));
-            tokens.extend_from_slice(&part.tokens);
-        }
-        let layout = TokenLayout::new(slots, positions, self.pool.tables().to_vec())?;
-        Ok((tokens, layout, wanted))
-    }
-
-    /// Gives each row its part of `logits`, which continue where the last call ended.
-    fn hand_out(&self, logits: &mut [f32], uses: &mut Vec<LogitUse<'_>>) {
-        let vocab_size = self.decoder.config().vocab_size;
-        let mut parts = Vec::new();
-        let mut rest = logits;
-        for pending in uses.iter_mut() {
-            let count = pending.count.min(rest.len() / vocab_size);
-            if count == 0 {
-                continue;
-            }
-            let (part, after) = rest.split_at_mut(count * vocab_size);
-            rest = after;
-            let position = pending.first_position;
-            pending.first_position += count;
-            pending.count -= count;
-            parts.push((&mut *pending.row, position, part));
-        }
-        threads::for_each_chunk(&mut parts, 1, |_, part| {
-            for (row, position, logits) in part {
-                row.take_logits(*position, logits.chunks_exact_mut(vocab_size));
-            }
+    /// Begins the next step of the rows in these slots that go on.
+    fn begin_next_step(&mut self, slots: &[Slot]) {
+        let Some(ahead) = &mut self.ahead else {
+            return;
+        };
+        let samples = ahead.samples();
+        let rows = slots.iter().filter_map(|slot| {
+            let row = self.rows[slot.index()].as_ref()?;
+            row.decode_row(*slot, samples)
         });
-        uses.retain(|pending| pending.count > 0);
+        if let Err(error) = ahead.begin(&self.decoder, self.pool.tables(), rows.collect()) {
+            // The step itself will say so, if that goes on.
+            tracing::debug!(%error, "a step could not be begun ahead");
+        }
     }
 
     /// The pass went well: puts a row back into its slot, the blocks that it filled into the prefix
@@ -249,31 +237,6 @@ impl TextModel {
             next,
         }
     }
-}
-
-/// A row during a step.
-struct ActiveRow {
-    slot: Slot,
-    row: Row,
-    contribution: Contribution,
-}
-
-/// Logits that a row still waits for.
-struct LogitUse<'a> {
-    row: &'a mut Row,
-    /// Position of the first of them.
-    first_position: usize,
-    count: usize,
-}
-
-fn uses_of_logits(rows: &mut [ActiveRow]) -> Vec<LogitUse<'_>> {
-    rows.iter_mut()
-        .map(|active| LogitUse {
-            row: &mut active.row,
-            first_position: active.contribution.first_position + active.contribution.wanted.start,
-            count: active.contribution.wanted.len(),
-        })
-        .collect()
 }
 
 impl Model for TextModel {
@@ -324,8 +287,8 @@ impl Model for TextModel {
 
     /// A pass that fails enters nothing into the prefix cache, and its rows lie in their slots again, as
     /// the engine may spare some. Such a row, planned again, feeds the same tokens to the same positions.
-    /// One exception: where logits come in several parts (more than `LOGIT_ROWS_AT_ONCE`) and a later
-    /// part fails, the rows of the earlier ones have chosen their tokens. They go on from there, as all
+    /// One exception: where logits come in several parts (more than `forward::LOGIT_ROWS_AT_ONCE`) and a later
+    /// part fails otherwise than for lack of memory (which makes the parts smaller), the rows of the earlier ones have chosen their tokens. They go on from there, as all
     /// keys and values were stored by then, and enter nothing more. A panic takes the rows with it.
     fn step(&mut self, plan: &[PlannedRow]) -> Result<Vec<RowOutcome>, ModelError> {
         for planned in plan {
@@ -338,10 +301,11 @@ impl Model for TextModel {
             self.give_back(rows);
             return Err(error);
         }
-        Ok(rows
-            .into_iter()
-            .map(|active| self.put_back(active))
-            .collect())
+        let outcomes = rows.into_iter().map(|active| self.put_back(active));
+        let outcomes: Vec<RowOutcome> = outcomes.collect();
+        let slots: Vec<Slot> = outcomes.iter().map(|outcome| outcome.slot).collect();
+        self.begin_next_step(&slots);
+        Ok(outcomes)
     }
 
     fn retire(&mut self, slot: Slot) {
@@ -349,6 +313,9 @@ impl Model for TextModel {
             return;
         };
         *row = None;
+        if let Some(ahead) = &mut self.ahead {
+            ahead.forget(slot);
+        }
         if std::mem::take(&mut self.suspects[slot.index()]) {
             self.pool.forget(slot);
         }

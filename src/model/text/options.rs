@@ -1,10 +1,11 @@
 //! How a text model is set up, and the room for keys and values that follows from it.
 
 use super::config::DecoderConfig;
-use super::decoder::KvShape;
+use super::decoder::{CardRoom, KvShape};
 use super::kv_cache::blocks_for;
 use crate::kernels::attention::BLOCK_TOKENS;
 use crate::model::ModelError;
+use crate::model::device::memory::MemoryShare;
 use crate::model::device::{DeviceSpec, FloatType};
 
 /// Tokens per slot that the cache has room for where nobody says how many. Most rows stay below; a
@@ -26,8 +27,10 @@ pub struct TextOptions {
     /// Positions that a row may reach, if fewer than the model allows.
     pub max_context: Option<u32>,
     /// Tokens that the key-value cache holds, all rows together. Without it: 2,048 per slot, a whole
-    /// context at least, 4 GiB at most.
+    /// context at least, 4 GiB at most; on a card with memory of its own, what the weights leave of it.
     pub kv_cache_tokens: Option<u32>,
+    /// Of such a card's memory, the part that may be in use when the model is loaded, whoever uses it.
+    pub device_memory_share: MemoryShare,
     /// Tokens that the key-value cache keeps for prompts that begin alike, when no row holds them any
     /// more: at most all. 0 switches prefix caching off. Without it: a quarter of the cache.
     pub prefix_cache_tokens: Option<u32>,
@@ -35,6 +38,8 @@ pub struct TextOptions {
     pub kv_dtype: Option<FloatType>,
     /// Format of weights that are not quantised; the file's own without it.
     pub dtype: Option<FloatType>,
+    /// On a card, decoding steps are recorded as CUDA graphs.
+    pub cuda_graphs: bool,
 }
 
 impl Default for TextOptions {
@@ -43,6 +48,8 @@ impl Default for TextOptions {
             batch_size: 16,
             max_context: None,
             kv_cache_tokens: None,
+            device_memory_share: MemoryShare::default(),
+            cuda_graphs: true,
             prefix_cache_tokens: None,
             kv_dtype: None,
             dtype: None,
@@ -100,20 +107,37 @@ impl TextOptions {
                 "kv_cache_tokens is {tokens}, which no memory can hold"
             ));
         }
-        match self.prefix_cache_tokens {
-            Some(asked) if blocks_for(asked as usize) > blocks => {
-                return refuse(format!(
-                    "prefix_cache_tokens is {asked}; the key-value cache holds {}",
-                    blocks * BLOCK_TOKENS
-                ));
-            }
-            _ => {}
-        }
-        Ok(KvShape {
+        let fills_card = device.has_own_memory() && self.kv_cache_tokens.is_none();
+        let kv = KvShape {
             served_context: context.min(tokens),
             blocks,
             dtype,
-        })
+            card: fills_card.then_some(CardRoom {
+                share: self.device_memory_share,
+                rows: self.batch_size,
+            }),
+        };
+        // How many a card holds is seen when the weights are there.
+        if kv.card.is_none() {
+            self.check_prefix_cache(&kv)?;
+        }
+        Ok(kv)
+    }
+
+    /// Whether the cache, as it is, holds what is to be kept of it.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check_prefix_cache(&self, kv: &KvShape) -> Result<(), ModelError> {
+        match self.prefix_cache_tokens {
+            Some(asked) if blocks_for(asked as usize) > kv.blocks => {
+                Err(ModelError::Load(format!(
+                    "prefix_cache_tokens is {asked}; the key-value cache holds {}",
+                    kv.blocks * BLOCK_TOKENS
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Blocks that the prefix cache may keep, of those in `kv`: the shape that these options gave.

@@ -5,11 +5,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::decode_pass::{DecodeRow, DeviceChoice};
 use super::detokenize::Detokenizer;
 use super::prefix_cache::{BlockDigest, DigestChain};
-use super::sampling::{NonFiniteLogits, TokenSampler, log_probabilities};
+use super::sampling::{NonFiniteLogits, Sampled, TokenSampler, log_probabilities};
 use super::tokenizer::TextTokenizer;
-use crate::batch::{BatchKey, Emission, FinishReason, Next, Phase, TokenLogprob};
+use crate::batch::{BatchKey, Emission, FinishReason, Next, Phase, Slot, TokenLogprob};
 use crate::job::TextJob;
 
 /// A row between admission and retirement.
@@ -181,6 +182,41 @@ impl Row {
 
     fn choose_token(&mut self, logits: &mut [f32]) -> Result<(), NonFiniteLogits> {
         let sampled = self.sampler.sample(logits)?;
+        self.say(sampled);
+        Ok(())
+    }
+
+    /// Takes the token that the device has chosen.
+    pub(super) fn take_choice(&mut self, choice: DeviceChoice) {
+        let DeviceChoice { token, logprob } = choice;
+        match self.sampler.accept(token) {
+            Ok(()) => self.say(Sampled {
+                token,
+                logprob,
+                top: Vec::new(),
+            }),
+            Err(error) => self.end = Some(Next::Fail(error.to_string())),
+        }
+    }
+
+    /// Its part in a decoding pass, if that comes next for it. `samples`: the device can choose.
+    pub(super) fn decode_row(&self, slot: Slot, samples: bool) -> Option<DecodeRow> {
+        if self.end.is_some() {
+            return None;
+        }
+        let part = self.contribute(Phase::Iterate, 1)?;
+        Some(DecodeRow {
+            slot,
+            token: self.last_token,
+            position: u32::try_from(part.first_position).ok()?,
+            sampling: match samples {
+                true => self.sampler.on_device().ok(),
+                false => None,
+            },
+        })
+    }
+
+    fn say(&mut self, sampled: Sampled) {
         self.generated += 1;
         self.last_token = sampled.token;
         let may_stop = self.generated >= self.job.min_tokens;
@@ -213,7 +249,6 @@ impl Row {
             tokens: vec![sampled.token],
             logprobs: logprobs.into_iter().collect(),
         });
-        Ok(())
     }
 
     /// Whether there is no room for another token.

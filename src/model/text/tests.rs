@@ -1,4 +1,5 @@
-//! Passes that fail. From outside there is no way to make one fail on the CPU.
+//! Passes that fail, which from outside cannot be made to on the CPU; and steps begun ahead, which the CPU does not
+//! do by itself.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -6,30 +7,51 @@ use candle_core::{DType, Device};
 use serde_json::json;
 
 use super::options::TextOptions;
+use super::row::Contribution;
 use super::weights::dummy::DummyWeights;
 use super::*;
 use crate::batch::{Emission, Phase};
-use crate::kernels::attention::BLOCK_TOKENS;
+use crate::kernels::attention::{BLOCK_TOKENS, TokenLayout};
 use crate::model::device::DeviceSpec;
 
 const PROMPT_TOKENS: u32 = 70;
 
 fn model() -> TextModel {
+    model_with(2)
+}
+
+/// The same, which begins steps ahead.
+fn hasty_model(slots: u32) -> TextModel {
+    let model = model_with(slots).with_steps_ahead(true);
+    model.expect("little memory")
+}
+
+fn model_with(slots: u32) -> TextModel {
+    model_of(slots, "qwen3", false)
+}
+
+fn model_of(slots: u32, family: &str, fused: bool) -> TextModel {
     let config = config::hugging_face::parse(&json!({
-        "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 64,
+        "model_type": family, "hidden_size": 32, "intermediate_size": 64,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
         "num_hidden_layers": 2, "vocab_size": 272, "max_position_embeddings": 512,
+        "query_pre_attn_scalar": 16, "sliding_window": 40,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
     }))
     .expect("a known family");
     let options = TextOptions {
-        batch_size: 2,
+        batch_size: slots,
         ..TextOptions::default()
     };
     let kv = options.kv_shape(&config, DeviceSpec::Cpu).expect("valid");
     let mut source = DummyWeights::new(&config, 3, DType::F32, &Device::Cpu);
     let decoder = Decoder::load(&config, &mut source, &kv).expect("all weights");
+    let decoder = match fused {
+        true => decoder.fused(),
+        false => decoder,
+    };
     let tokenizer = Arc::new(TextTokenizer::bytes(272));
-    TextModel::new(decoder, tokenizer, 2, &kv, kv.blocks)
+    TextModel::new(decoder, tokenizer, slots, &kv, kv.blocks)
 }
 
 fn job(prompt: Vec<u32>) -> TextJob {
@@ -138,7 +160,11 @@ fn a_pass_that_failed_can_be_run_again_and_enters_nothing() {
     let expected = said(&mut model(), PROMPT_TOKENS, Fault::None);
     assert_eq!((expected.0.len(), expected.1.len()), (60, 180));
     for fault in [Fault::Early, Fault::Late] {
-        for chunk in [PROMPT_TOKENS, 32, 27] {
+        let both = [model as fn() -> TextModel, || hasty_model(2)];
+        for (chunk, model) in [PROMPT_TOKENS, 32, 27]
+            .iter()
+            .flat_map(|chunk| both.map(|model| (*chunk, model)))
+        {
             let mut model = model();
             assert_eq!(said(&mut model, chunk, fault), expected);
             let all: Vec<u32> = prompt().into_iter().chain(expected.0.clone()).collect();
@@ -238,4 +264,172 @@ fn behind_a_gap_nothing_is_entered() {
     assert_eq!(row.stored(&part(0, 33)).len(), 1);
     assert!(row.stored(&part(34, 36)).is_empty());
     assert!(row.stored(&part(70, 60)).is_empty());
+}
+
+/// Five rows that differ in everything: the second is penalised, the third draws, the fourth must not end soon.
+fn company() -> Vec<Arc<Job>> {
+    let jobs = (0..5u32).map(|row| {
+        let mut job = TextJob {
+            logprobs: Some(2 * (row % 2)),
+            ..TextJob::greedy((row..row + 5 + 17 * row).collect::<Vec<u32>>(), 9 + 7 * row)
+        };
+        job.ignore_eos = row != 3;
+        job.min_tokens = if row == 3 { 12 } else { 0 };
+        job.sampling.repetition_penalty = if row == 1 { 1.3 } else { 1.0 };
+        job.sampling.temperature = if row == 2 { 0.8 } else { 0.0 };
+        job.sampling.seed = 77;
+        Arc::new(Job::Text(job))
+    });
+    jobs.collect()
+}
+
+/// What a row has said: tokens, and the bits of their log-probabilities.
+type Said = (Vec<u32>, Vec<u32>);
+
+fn listen(said: &mut Said, emitted: Vec<Emission>) {
+    for emission in emitted {
+        if let Emission::Text {
+            tokens, logprobs, ..
+        } = emission
+        {
+            said.0.extend(tokens);
+            let top = logprobs.iter().flat_map(|entry| &entry.top);
+            let own = logprobs.iter().map(|entry| entry.logprob);
+            said.1.extend(
+                own.chain(top.map(|(_, _, logprob)| *logprob))
+                    .map(f32::to_bits),
+            );
+        }
+    }
+}
+
+/// What each row says where it comes three steps after the one before, takes its prompt in chunks, is left out of
+/// every fifth step, and where the row in slot 2 is given up in step 14 and begins again in step 16.
+fn said_in_company(model: &mut TextModel) -> Vec<Said> {
+    let jobs = company();
+    let mut left: Vec<Option<u32>> = vec![None; jobs.len()];
+    let mut said = vec![Said::default(); jobs.len()];
+    let mut ended = vec![false; jobs.len()];
+    for step in 0..90 {
+        for slot in 0..jobs.len() {
+            let comes = step == 3 * slot || (step == 16 && slot == 2);
+            if comes {
+                let admitted = model
+                    .admit(Slot(slot as u32), &jobs[slot], 0)
+                    .expect("room");
+                let prompt = jobs[slot].text().prompt.len() as u32;
+                left[slot] = Some(prompt - admitted.begin_work_done);
+                said[slot] = Said::default();
+            }
+        }
+        if step == 14 {
+            model.retire(Slot(2));
+            left[2] = None;
+        }
+        let plan: Vec<PlannedRow> = (0..jobs.len())
+            .filter(|slot| (step + slot) % 5 != 0)
+            .filter_map(|slot| {
+                Some(match left[slot]? {
+                    0 => planned(slot as u32, Phase::Iterate, 1),
+                    left => planned(slot as u32, Phase::Begin, left.min(13)),
+                })
+            })
+            .collect();
+        if plan.is_empty() {
+            continue;
+        }
+        for (outcome, planned) in model.step(&plan).expect("a pass").into_iter().zip(&plan) {
+            let slot = outcome.slot.index();
+            if planned.phase == Phase::Begin {
+                left[slot] = left[slot].map(|left| left - planned.work);
+            }
+            listen(&mut said[slot], outcome.emitted);
+            if !matches!(outcome.next, Next::Continue(_)) {
+                model.retire(outcome.slot);
+                left[slot] = None;
+                ended[slot] = true;
+            }
+        }
+    }
+    assert!(ended.iter().all(|ended| *ended), "{ended:?}");
+    assert_eq!(model.pool.free(), model.pool.total(), "blocks are held");
+    said
+}
+
+#[test]
+fn steps_begun_ahead_in_padded_passes_change_nothing() {
+    let expected = said_in_company(&mut model_with(5));
+    let counts: Vec<usize> = expected.iter().map(|(tokens, _)| tokens.len()).collect();
+    assert_eq!(
+        [counts[0], counts[1], counts[2], counts[4]],
+        [9, 16, 23, 37]
+    );
+    let mut hasty = hasty_model(5);
+    assert_eq!(said_in_company(&mut hasty), expected);
+    // And once more, with what is left of the last time.
+    assert_eq!(said_in_company(&mut hasty), expected);
+}
+
+#[test]
+fn a_step_is_begun_when_the_one_before_is_told_and_forgotten_with_its_row() {
+    let mut model = hasty_model(3);
+    for (slot, job) in (0..3).zip(company()) {
+        model.admit(Slot(slot), &job, 0).expect("room");
+        let prompt = job.text().prompt.len() as u32;
+        model
+            .step(&[planned(slot, Phase::Begin, prompt)])
+            .expect("a pass");
+    }
+    let has = |model: &TextModel| {
+        [0, 1, 2].map(|slot| {
+            model
+                .ahead
+                .as_ref()
+                .is_some_and(|ahead| ahead.has(Slot(slot)))
+        })
+    };
+    assert_eq!(has(&model), [true; 3]);
+    model.retire(Slot(1));
+    assert_eq!(has(&model), [true, false, true]);
+    // Who is left out of a step keeps what was computed for it.
+    model
+        .step(&[planned(2, Phase::Iterate, 1)])
+        .expect("a pass");
+    assert_eq!(has(&model), [true, false, true]);
+    model.retire(Slot(2));
+    model.retire(Slot(0));
+    assert_eq!(has(&model), [false; 3]);
+}
+
+#[test]
+fn a_pass_as_cards_run_it_gives_the_same_bits() {
+    // With and without norms of single heads, and with norms behind the projections and capped logits.
+    for family in ["qwen3", "llama", "gemma2"] {
+        let expected = said_in_company(&mut model_of(5, family, false));
+        let found = said_in_company(&mut model_of(5, family, true));
+        assert_eq!(found, expected, "{family}");
+        let hasty = model_of(5, family, true).with_steps_ahead(true);
+        let found = said_in_company(&mut hasty.expect("little memory"));
+        assert_eq!(found, expected, "{family}, ahead");
+    }
+}
+
+#[test]
+fn tokens_that_the_device_chooses_are_those_of_the_host() {
+    let expected = said_in_company(&mut model_with(5));
+    let mut model = model_with(5);
+    let pass = decode_pass::DecodePass::new(&model.decoder, 5, model.served_context, false);
+    model.ahead = Some(ahead::Ahead::new(pass.expect("little memory").sampling()));
+    let found = said_in_company(&mut model);
+    for (row, ((tokens, bits), (expected_tokens, expected_bits))) in
+        found.iter().zip(&expected).enumerate()
+    {
+        assert_eq!(tokens, expected_tokens, "row {row}");
+        assert_eq!(bits.len(), expected_bits.len(), "row {row}");
+        for (found, expected) in bits.iter().zip(expected_bits) {
+            // Their sums are in another order.
+            let apart = f32::from_bits(*found) - f32::from_bits(*expected);
+            assert!(apart.abs() < 1e-4, "row {row}: {apart}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use girandole::kernels::image::geglu;
 use girandole::model::diffusion::config::unet::SIZE_IDS;
 use girandole::model::diffusion::time_embedding::{AddedConditions, Sinusoids};
+use girandole::model::diffusion::unet::recorded::RecordedUNet;
 use girandole::model::diffusion::unet::{UNet, UNetConditions};
 use girandole::model::diffusion::weights::Weights;
 
@@ -82,6 +83,33 @@ fn predictions_at_four_timesteps_equal_diffusers() {
         let output = unet.forward(&x, four.conditions()).expect(model);
         let expected = goldens.picture("unet.154.output");
         assert_close(&output, &expected, 2e-5, &format!("{model} two chunks"));
+    }
+}
+
+#[test]
+fn passes_in_memory_that_stays_where_it_is_are_the_same_passes() {
+    for model in MODELS {
+        let goldens = Goldens::of(model);
+        let plain = unet(model);
+        let in_place = RecordedUNet::new(unet(model), &Device::Cpu, true);
+        let four = FourRows::of(&goldens);
+        let orders: [&[usize]; 6] = [&[0], &[1], &[2, 3], &[0], &[3, 2], &[0, 1, 2, 3]];
+        for order in orders {
+            for size in ["8x8", "9x11", "8x8"] {
+                let x = rows(&goldens.picture(&format!("unet.{size}.sample")), order);
+                let chosen = four.choose(order);
+                let expected = plain.forward(&x, chosen.conditions()).expect(model);
+                let first = in_place.forward_in_place(&x, chosen.conditions());
+                let first = first.expect(model);
+                // Another pass of the shape leaves what was given out alone.
+                let zeros = x.zeros_like().expect("small");
+                let other = in_place.forward_in_place(&zeros, chosen.conditions());
+                assert_ne!(bits(&other.expect(model)), bits(&expected));
+                assert_eq!(bits(&first), bits(&expected), "{model} {order:?} {size}");
+                let eager = in_place.forward(&x, chosen.conditions()).expect(model);
+                assert_eq!(bits(&eager), bits(&expected));
+            }
+        }
     }
 }
 

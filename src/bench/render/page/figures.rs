@@ -126,9 +126,7 @@ impl<'a> Shown<'a> {
         if !limited.is_empty() {
             return limited;
         }
-        let first = metrics
-            .into_iter()
-            .find(|metric| *metric != Metric::ClientLag);
+        let first = metrics.into_iter().find(|metric| !metric.is_of_client());
         first.into_iter().collect()
     }
 }
@@ -238,9 +236,7 @@ pub(super) fn throughput_against_latency(markup: &mut Markup, shown: &Shown<'_>)
 pub(super) fn percentiles_over_load(markup: &mut Markup, shown: &Shown<'_>) {
     const LINES: [(&str, &str); 4] = [("p50", "s1"), ("p90", "s2"), ("p95", "s3"), ("p99", "s4")];
     let metrics = words::metrics(&shown.by_load);
-    let metrics = metrics
-        .into_iter()
-        .filter(|metric| *metric != Metric::ClientLag);
+    let metrics = metrics.into_iter().filter(|metric| !metric.is_of_client());
     for metric in metrics.take(MAX_PANELS) {
         let line = |name: &str| -> Vec<(f64, f64)> {
             let points: Vec<(f64, f64, &Point)> = shown

@@ -5,13 +5,14 @@
 
 mod attention;
 mod blocks;
+pub mod recorded;
 pub(super) mod resnet;
 
 use candle_core::{DType, Device, Tensor, bail};
 
 use super::config::unet::UNetConfig;
 use super::layers::{SAME, compute_dtype, conv3x3, group_norm};
-use super::time_embedding::{AddedConditions, TimeEmbedding};
+use super::time_embedding::{AddedConditions, TimeEmbedding, TimeInputs};
 use super::weights::Weights;
 use crate::kernels::image::{self, Conv2d, GroupNorm};
 use crate::model::ModelError;
@@ -42,6 +43,37 @@ pub struct UNetConditions<'a> {
     pub added: Option<AddedConditions<'a>>,
     /// The guidance scale minus 1, one for each row: for models that were trained with it (LCM).
     pub guidance: Option<&'a [f64]>,
+}
+
+/// What a pass is computed from, as it lies on the device: all that changes from step to step.
+#[derive(Clone, Debug)]
+pub struct UNetInputs {
+    /// (rows, h, w, in)
+    x: Tensor,
+    time: TimeInputs,
+    /// (rows, tokens, c)
+    context: Tensor,
+}
+
+impl UNetInputs {
+    /// All of them, in an order that depends on the model only. The first edge of each is the rows.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.x, &self.context]
+            .into_iter()
+            .chain(self.time.tensors())
+    }
+
+    /// The same numbers in memory of their own.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn copy(&self) -> candle_core::Result<Self> {
+        Ok(UNetInputs {
+            x: self.x.force_contiguous()?,
+            time: self.time.copy()?,
+            context: self.context.force_contiguous()?,
+        })
+    }
 }
 
 impl UNet {
@@ -107,22 +139,43 @@ impl UNet {
         x: &Tensor,
         conditions: UNetConditions<'_>,
     ) -> candle_core::Result<Tensor> {
+        self.run(&self.inputs(x, conditions)?)
+    }
+
+    /// Puts together what a pass is computed from, on the device; as [`forward`](Self::forward) takes it.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn inputs(
+        &self,
+        x: &Tensor,
+        conditions: UNetConditions<'_>,
+    ) -> candle_core::Result<UNetInputs> {
         self.check(x, &conditions)?;
-        let time =
-            self.time
-                .forward(conditions.timesteps, conditions.guidance, conditions.added)?;
+        let on_device = |tensor: &Tensor| tensor.to_device(&self.device)?.to_dtype(self.dtype);
+        Ok(UNetInputs {
+            x: on_device(x)?,
+            time: self
+                .time
+                .inputs(conditions.timesteps, conditions.guidance, conditions.added)?,
+            context: on_device(conditions.context)?,
+        })
+    }
+
+    /// inputs: of this UNet -> (rows, h, w, out) f32, the prediction. Takes all that may change from `inputs`, so that it
+    /// can be recorded.
+    ///
+    /// # Errors
+    /// What the device reports, memory above all.
+    pub fn run(&self, inputs: &UNetInputs) -> candle_core::Result<Tensor> {
+        let time = self.time.embed(&inputs.time)?;
         // Every residual block begins with this SiLU.
         let time = image::silu(&time)?.to_dtype(self.dtype)?;
-        let context = conditions
-            .context
-            .to_device(&self.device)?
-            .to_dtype(self.dtype)?;
         let conditions = Conditions {
             time: &time,
-            context: &context,
+            context: &inputs.context,
         };
-        let x = x.to_device(&self.device)?.to_dtype(self.dtype)?;
-        let mut x = self.conv_in.forward(&x)?;
+        let mut x = self.conv_in.forward(&inputs.x)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
             x = block.forward(x, conditions, &mut skips)?;

@@ -70,17 +70,19 @@ impl Resnet {
         time: Option<&Tensor>,
     ) -> candle_core::Result<Tensor> {
         let normed = self.norm1.forward_silu(x)?;
-        let hidden = match (&self.time, time) {
+        let normed = match (&self.time, time) {
             (Some(projection), Some(time)) => {
                 let bias = image::linear(projection, time)?;
-                self.conv1.forward_add_per_row(&normed, &bias)?
+                self.conv1
+                    .forward_add_norm_silu(normed, &bias, &self.norm2)?
             }
-            _ => self.conv1.forward(&normed)?,
+            _ => {
+                let hidden = self.conv1.forward(&normed)?;
+                // Freed before the next activation is made: the largest pictures need the room.
+                drop(normed);
+                self.norm2.forward_silu(&hidden)?
+            }
         };
-        // Freed before the next activation is made: the largest pictures need the room.
-        drop(normed);
-        let normed = self.norm2.forward_silu(&hidden)?;
-        drop(hidden);
         match &self.shortcut {
             Some(shortcut) => self.conv2.forward_add(&normed, &shortcut.forward(x)?),
             None => self.conv2.forward_add(&normed, x),

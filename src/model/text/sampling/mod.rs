@@ -17,6 +17,7 @@
 //! Reported log-probabilities are the model's own: of the logits as they came, before step 1.
 
 mod filters;
+mod on_device;
 
 use std::collections::HashMap;
 
@@ -25,7 +26,10 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::job::{Sampling, TextJob};
 use crate::kernels::logits;
+use crate::kernels::sampling::NO_TOKEN;
 use filters::Candidate;
+
+pub use on_device::{DeviceSampling, HostOnly};
 
 /// A row's logits are not finite: the row fails, alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -155,17 +159,34 @@ impl TokenSampler {
         (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
+    /// Remembers a token that the device chose, if it could.
+    ///
+    /// # Errors
+    /// [`NonFiniteLogits`], as [`sample`](Self::sample).
+    pub fn accept(&mut self, token: u32) -> Result<(), NonFiniteLogits> {
+        if token == NO_TOKEN {
+            return Err(NonFiniteLogits);
+        }
+        self.remember(token);
+        Ok(())
+    }
+
     fn remember(&mut self, token: u32) {
         self.chosen += 1;
+        if self.penalises() {
+            *self.seen.entry(token).or_default() += 1;
+        }
+    }
+
+    /// Whether it matters which tokens it has seen.
+    fn penalises(&self) -> bool {
         let Sampling {
             repetition_penalty,
             frequency_penalty,
             presence_penalty,
             ..
         } = self.sampling;
-        if repetition_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0 {
-            *self.seen.entry(token).or_default() += 1;
-        }
+        repetition_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0
     }
 }
 
@@ -229,5 +250,7 @@ pub fn log_probabilities(
     ))
 }
 
+#[cfg(test)]
+mod card_tests;
 #[cfg(test)]
 mod tests;
