@@ -18,8 +18,10 @@ import time
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.generation import GenerationConfig
+from transformers.generation import ContinuousBatchingConfig, GenerationConfig
 
+# Blocks of keys and values on a processor, where there would be as many as fit into the machine's memory.
+HOST_BLOCKS = 128
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -85,13 +87,18 @@ def prefill(args, model, tokens):
 
 def decode(args, model, rows):
     generation = GenerationConfig(max_new_tokens=args.new, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    batching = ContinuousBatchingConfig(num_blocks=HOST_BLOCKS, max_batch_tokens=512) if args.device == "cpu" else None
 
     def run():
         prompts = [prompt(model.config, args.prompt) for _ in range(rows)]
         synchronize(args)
         start = time.perf_counter()
         outputs = model.generate_batch(
-            inputs=prompts, generation_config=generation, progress_bar=False, record_timestamps=True
+            inputs=prompts,
+            generation_config=generation,
+            continuous_batching_config=batching,
+            progress_bar=False,
+            record_timestamps=True,
         )
         whole = time.perf_counter() - start
         outputs = list(outputs.values())
