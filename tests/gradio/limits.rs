@@ -46,6 +46,12 @@ async fn a_full_queue_is_503_by_every_way_in() {
     })
     .await;
     let body = json!({"data": ["x", 3]});
+    // When the next would start can be told once some steps have been measured and the queue surveyed.
+    eventually("a refusal tells when there may be a place", async || {
+        let reply = gradio.post("/gradio_api/run/generate", &body).await;
+        reply.body["eta"].is_number()
+    })
+    .await;
     for (path, body) in [
         ("/gradio_api/run/generate", body.clone()),
         ("/gradio_api/api/generate", body.clone()),
