@@ -124,7 +124,7 @@ pub(super) fn capacity_command(settings: impl IntoIterator<Item = Arg>) -> Clap 
             argument(MEASUREMENT, "max", "LOAD", "The greatest load that is tried")
                 .default_value("10000")
                 .value_parser(number(0.001, MAX_RATE)),
-            argument(MEASUREMENT, "point-seconds", "SECONDS", "How long a point may be measured")
+            argument(MEASUREMENT, "point-seconds", "SECONDS", "How long a point may be measured; longer where a good answer may take longer")
                 .default_value("180")
                 .value_parser(number(1.0, MAX_SECONDS)),
             argument(MEASUREMENT, "time-limit", "SECONDS", "How long all of it may take; the interval is then as wide as it is")

@@ -86,7 +86,11 @@ impl Client {
     async fn metric(&self, name: &str) -> f64 {
         let request = self.http.get(self.url("/metrics")).bearer_auth(ALICE);
         let (_, page) = self.answer(request).await;
-        let series = format!("{name}{{model=\"tiny\"}} ");
+        let device = match name.starts_with("girandole_kv_blocks") {
+            true => ",device=\"cpu\"",
+            false => "",
+        };
+        let series = format!("{name}{{model=\"tiny\"{device}}} ");
         let mut values = page.lines().filter_map(|line| line.strip_prefix(&series));
         values
             .next()

@@ -185,14 +185,30 @@ fn check_end(world: &World, script: &Script, sent: &Sent) {
             let too_large = sent.log.started_at().is_none();
             assert!(poisoned || too_large);
         }
-        // Lack of memory is none: one row and one token always fit here.
         Some(FailureKind::Step) => {
-            let fatal = |fault: &FaultScript| fault.panic_at_step.or(fault.fail_step_at).is_some();
-            assert!(script.faults.iter().any(fatal));
+            let hopeless = world.book.borrow().scarcity.hopeless;
+            assert!(hopeless > 0 || script.faults.iter().any(is_fatal));
         }
         Some(other) => panic!("{other:?}"),
         None => {}
     }
+}
+
+/// Whether it fails whole passes.
+fn is_fatal(fault: &FaultScript) -> bool {
+    fault.panic_at_step.or(fault.fail_step_at).is_some()
+}
+
+/// Lack of memory fails nobody but rows that had a pass to themselves and the least to do in it.
+fn check_scarcity(world: &World, script: &Script) {
+    let book = world.book.borrow();
+    if script.faults.iter().any(is_fatal) {
+        return;
+    }
+    let failures = book.sent.iter().map(|(_, sent)| sent.log.failure());
+    let of_steps = failures.filter(|failure| *failure == Some(FailureKind::Step));
+    // Who was cancelled meanwhile is not told.
+    assert!(of_steps.count() <= book.scarcity.hopeless);
 }
 
 /// No pass with decoding rows is stretched by prompts beyond the budget, once costs are known.
@@ -230,6 +246,7 @@ fn run(seed: u64) -> usize {
     for (_, sent) in &world.book.borrow().sent {
         check_end(&world, &script, sent);
     }
+    check_scarcity(&world, &script);
     check_budget(&world, &config, &script);
     world.book.borrow().passes.len()
 }

@@ -19,6 +19,8 @@ pub(crate) struct Scarcity {
     held: Option<(Time, u32)>,
     /// Passes that failed so.
     pub(crate) failures: usize,
+    /// Of these, passes of one row that did the least that a row can do.
+    pub(crate) hopeless: usize,
 }
 
 impl Scarcity {
@@ -29,6 +31,11 @@ impl Scarcity {
 
     pub(crate) fn pass_failed(&mut self, rows: &[PlannedRow]) {
         self.failures += 1;
+        if let [row] = rows
+            && row.work <= 1
+        {
+            self.hopeless += 1;
+        }
         self.failed = Some((self.turn, rows.to_vec()));
     }
 

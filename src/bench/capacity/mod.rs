@@ -20,7 +20,7 @@ use self::search::{Found, Question, Search, SearchConfig};
 use super::load::Pattern;
 use super::options::{Axis, CapacityOptions};
 use super::report_of::assemble;
-use super::results::{self, BenchKind, BenchReport, Outcome};
+use super::results::{self, BenchKind, BenchReport, Metric, Objectives, Outcome};
 use super::run::{Measured, Plan, PointSpec, Rigour, RunError, Watcher};
 use super::setup::{Opened, described_arrivals, settings};
 
@@ -32,6 +32,8 @@ const MIN_CONFIRM: (Duration, u32) = (Duration::from_secs(5), 4);
 const SCREEN_SHARE: f64 = 0.5;
 /// Points in a row that a search may lose to a slow client.
 const MAX_VOIDS: u32 = 4;
+/// No point is shorter than what a good answer may take, so many times: or nothing due in it is known at its end.
+const PATIENCE: f64 = 1.5;
 /// From one load to the next until something fails.
 const FIRST_GROWTH: f64 = 2.0;
 /// In a search that begins where one before it has ended, times the precision.
@@ -167,6 +169,19 @@ fn all_settings(options: &CapacityOptions) -> BTreeMap<String, Value> {
     all
 }
 
+/// How long a good answer may be waited for.
+fn patience(objectives: &Objectives) -> Duration {
+    let waits = [
+        Metric::TimeToFirstToken,
+        Metric::TimeToFirstPreview,
+        Metric::EndToEnd,
+    ];
+    let limits = objectives.limits.iter();
+    let waiting = limits.filter(|limit| waits.contains(&limit.metric));
+    let longest_ms = waiting.map(|limit| limit.limit_ms).fold(0.0, f64::max);
+    Duration::from_secs_f64(longest_ms / 1e3)
+}
+
 fn spec(options: &CapacityOptions, opened: &Opened, question: &Question, index: u64) -> PointSpec {
     let pattern = match options.axis {
         Axis::Users => opened.users(&options.load, question.level as u32),
@@ -183,6 +198,7 @@ fn spec(options: &CapacityOptions, opened: &Opened, question: &Question, index: 
     } else {
         options.point
     };
+    let max = max.max(shortest + patience(opened.session.objectives()).mul_f64(PATIENCE));
     PointSpec {
         purpose: if is_screen { "search" } else { "confirm" },
         repeat: question.repeat,

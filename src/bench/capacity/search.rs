@@ -172,12 +172,12 @@ impl Search {
             }
             (low, high) => {
                 let ends = [high.map(|_| Side::High), low.map(|_| Side::Low)];
-                let ends = ends.into_iter().flatten().map(|side| self.end(side));
-                let asked = ends.filter_map(|end| match end {
+                let mut ends = ends.into_iter().flatten().map(|side| self.end(side));
+                let asked = ends.find_map(|end| match end {
                     End::Ask(question) => Some(question),
                     End::Known(_) | End::Unknown => None,
                 });
-                asked.into_iter().next().or_else(|| self.recheck())
+                asked.or_else(|| self.recheck())
             }
         }
     }

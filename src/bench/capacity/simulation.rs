@@ -160,7 +160,7 @@ fn measure(
             let planned = planner.take().expect("it is due");
             let first = Arc::new(AtomicU64::new(0));
             first.store(0, Ordering::Relaxed);
-            recorder.started(planned.ordinal, planned.intended, first, now);
+            recorder.started(planned.ordinal, planned.intended, first, 0, now);
             server.take(planned, now);
         } else {
             // Looks are rarer than in reality: sorting a hundred thousand requests each time takes its time.

@@ -183,6 +183,10 @@ impl Drive<'_> {
 
     fn begin(&mut self, planned: Planned, now: Time) {
         let ask = self.ask(&planned);
+        let output_tokens = match &ask {
+            Ask::Text(text) => text.output_tokens,
+            Ask::Picture(_) => 0,
+        };
         let first = Arc::new(AtomicU64::new(0));
         let Planned {
             ordinal,
@@ -191,7 +195,7 @@ impl Drive<'_> {
             ..
         } = planned;
         self.recorder
-            .started(ordinal, intended, Arc::clone(&first), now);
+            .started(ordinal, intended, Arc::clone(&first), output_tokens, now);
         let (target, clock) = (Arc::clone(&self.target), Arc::clone(&self.clock));
         let (frames, sender, keeps_text) = (
             Arc::clone(&self.frames),

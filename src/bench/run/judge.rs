@@ -166,7 +166,8 @@ impl Judge {
         let steady_since = self.steady_since;
         let from = steady_since.unwrap_or(self.base);
         let decision = |judgement, rising| Decision {
-            window: (from, known_to),
+            // Where nothing that was due since then is known yet, the window is empty.
+            window: (from, known_to.max(from)),
             steady_since,
             judgement,
             rising,

@@ -19,6 +19,8 @@ struct Pending {
     intended: Time,
     /// See [`super::frames::Running`].
     first: Arc<AtomicU64>,
+    /// New tokens that were asked for; 0 for a picture.
+    output_tokens: u32,
 }
 
 /// A request's part in a verdict.
@@ -65,10 +67,22 @@ impl Recorder {
         self.counted_to = self.counted_to.max(now);
     }
 
-    /// A request has been started. `first` is where it tells of its first text.
-    pub fn started(&mut self, ordinal: u64, intended: Time, first: Arc<AtomicU64>, now: Time) {
+    /// A request for so many new tokens has been started. `first` is where it tells of its first text.
+    pub fn started(
+        &mut self,
+        ordinal: u64,
+        intended: Time,
+        first: Arc<AtomicU64>,
+        output_tokens: u32,
+        now: Time,
+    ) {
         self.count(now);
-        self.pending.insert(ordinal, Pending { intended, first });
+        let pending = Pending {
+            intended,
+            first,
+            output_tokens,
+        };
+        self.pending.insert(ordinal, pending);
     }
 
     /// A request has ended.
@@ -178,16 +192,20 @@ pub fn is_good(seen: &Observation, objectives: &Objectives) -> bool {
     used(seen, objectives) <= 1.0
 }
 
+/// Whether a request can no longer be good.
 fn is_late(pending: &Pending, objectives: &Objectives, now: Time) -> bool {
-    let has_begun = pending.first.load(Ordering::Relaxed) > 0;
+    let first = pending.first.load(Ordering::Relaxed);
+    let gaps = pending.output_tokens.saturating_sub(1);
     objectives.limits.iter().any(|limit| {
-        let counts = match limit.metric {
-            Metric::TimeToFirstToken => !has_begun,
-            Metric::EndToEnd => true,
-            _ => false,
+        let (since, times) = match limit.metric {
+            Metric::TimeToFirstToken if first == 0 => (pending.intended, 1),
+            Metric::EndToEnd => (pending.intended, 1),
+            // The mean over all of its tokens is above the limit already, however fast the rest comes.
+            Metric::TimePerOutputToken if first > 0 && gaps > 0 => (Time::from_micros(first), gaps),
+            _ => return false,
         };
-        let limit = Duration::from_secs_f64(limit.limit_ms / 1e3);
-        counts && now.saturating_since(pending.intended) > limit
+        let allowed = Duration::from_secs_f64(limit.limit_ms / 1e3 * f64::from(times));
+        now.saturating_since(since) > allowed
     })
 }
 
@@ -214,7 +232,7 @@ mod tests {
 
     fn start(recorder: &mut Recorder, ordinal: u64, millis: u64) -> Arc<AtomicU64> {
         let first = Arc::new(AtomicU64::new(0));
-        recorder.started(ordinal, at(millis), Arc::clone(&first), at(millis));
+        recorder.started(ordinal, at(millis), Arc::clone(&first), 11, at(millis));
         first
     }
 
@@ -249,6 +267,27 @@ mod tests {
         assert_eq!(judged(&recorder, 150), [false, false, true]);
         end(&mut recorder, 3, (40, 60, 200), End::Completed);
         assert_eq!(judged(&recorder, 210), [false, false, true, true]);
+    }
+
+    #[test]
+    fn an_answer_that_has_become_too_slow_is_known_to_be_bad() {
+        let objectives = Objectives {
+            limits: vec![Objective {
+                metric: Metric::TimePerOutputToken,
+                limit_ms: 20.0,
+            }],
+            ..objectives()
+        };
+        let mut recorder = Recorder::new(Time::ZERO);
+        let first = start(&mut recorder, 0, 0);
+        // Without a first token there is no time per token, however long it takes.
+        assert_eq!(recorder.known_to(&objectives, at(9_000)), at(0));
+        first.store(at(1_000).as_micros(), Ordering::Relaxed);
+        // Eleven tokens have ten gaps of 20 ms each.
+        for (now, known_to) in [(1_200, 0), (1_201, 1_201)] {
+            let found = recorder.known_to(&objectives, at(now));
+            assert_eq!(found, at(known_to), "{now}");
+        }
     }
 
     #[test]
